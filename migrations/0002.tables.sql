@@ -57,6 +57,7 @@ create table if not exists pyjobs_internal.job (
     created_by        text not null,                   -- the session's role
     finished_by       text,                            -- the worker, or the call, that ended this run
     finished_role     text,
+    finished_from     pyjobs.job_status,               -- the status that the end was made from
     finished_reason   text,
     constraint job_started_is_derived check (status <> 'STARTED'),
     constraint job_finish_time_is_of_final check ((status in ('SUCCESS', 'FAILURE', 'REVOKED')) = (finished_at is not null)),
