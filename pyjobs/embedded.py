@@ -45,8 +45,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from psycopg import conninfo
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -496,7 +494,9 @@ class _Account:
             with contextlib.suppress(KeyError):
                 entry = pwd.getpwnam(name)
                 return cls(name, entry.pw_uid, entry.pw_gid, switches=True)
-        raise ServerError("PostgreSQL does not run as root, and there is no user postgres or nobody")
+        raise ServerError(
+            "PostgreSQL does not run as root, and there is no user postgres or nobody"
+        )
 
     def popen(self) -> dict[str, Any]:
         """Arguments for subprocess that change to this user, its other groups dropped."""
@@ -566,8 +566,10 @@ class _Account:
                 self._copy_binaries(install, libraries, parent, target)
             # Anybody may make a folder of that name; run only what is ours.
             info = target.lstat()
-            if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and not (
-                info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if (
+                stat.S_ISDIR(info.st_mode)
+                and info.st_uid == os.geteuid()
+                and not (info.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
             ):
                 return target / install.parent.name / install.name / folder.name
         raise ServerError(f"no folder for a copy of {install} that the user {self.name} can reach")
