@@ -1,7 +1,70 @@
-"""Job processing inside PostgreSQL."""
+"""Job processing inside PostgreSQL: typed access to its functions, and workers."""
 
 from __future__ import annotations
 
+from pyjobs._async.client import AsyncClient
+from pyjobs._sync.client import Client
+from pyjobs.errors import (
+    AlreadyRecorded,
+    Error,
+    IllegalTransition,
+    InvalidArgument,
+    NotAccepted,
+    NotFound,
+    StaleLease,
+    WrongIsolation,
+)
+from pyjobs.models import (
+    BatchOutcome,
+    Claim,
+    Discrepancy,
+    Explanation,
+    Finalized,
+    HistoryEntry,
+    Job,
+    JobError,
+    JobStatus,
+    LeaseState,
+    Outcome,
+    Progress,
+    QueueStat,
+    Reaped,
+    RecordedAndClaimed,
+    RecordResult,
+    StageProgress,
+    WorkerStat,
+)
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "AlreadyRecorded",
+    "AsyncClient",
+    "BatchOutcome",
+    "Claim",
+    "Client",
+    "Discrepancy",
+    "Error",
+    "Explanation",
+    "Finalized",
+    "HistoryEntry",
+    "IllegalTransition",
+    "InvalidArgument",
+    "Job",
+    "JobError",
+    "JobStatus",
+    "LeaseState",
+    "NotAccepted",
+    "NotFound",
+    "Outcome",
+    "Progress",
+    "QueueStat",
+    "Reaped",
+    "RecordResult",
+    "RecordedAndClaimed",
+    "StageProgress",
+    "StaleLease",
+    "WorkerStat",
+    "WrongIsolation",
+    "__version__",
+]

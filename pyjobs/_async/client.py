@@ -1,0 +1,799 @@
+"""The client: one method for each public SQL function."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from pyjobs._calls import CALLS, ONE_JOB, prepare_call, prepare_listing
+from pyjobs._pooling import has_word, may_repeat, seconds, with_defaults
+from pyjobs.errors import NotFound, translated
+from pyjobs.models import (
+    BatchOutcome,
+    Claim,
+    Discrepancy,
+    Explanation,
+    Finalized,
+    HistoryEntry,
+    Job,
+    JobStatus,
+    JsonValue,
+    LeaseState,
+    Progress,
+    QueueStat,
+    Reaped,
+    RecordedAndClaimed,
+    RecordResult,
+    WorkerStat,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import datetime, timedelta
+    from decimal import Decimal
+    from types import TracebackType
+
+__all__ = ["AsyncClient"]
+
+# How often a call is tried that the server rolled back, or whose connection was lost.
+ATTEMPTS = 5
+
+
+class AsyncClient:
+    """The functions of schema `pyjobs` as methods, with typed results.
+
+    Every method has the name and the arguments of its SQL function. An optional argument that is
+    None is not sent, so that the default is SQL's; a JSON null is `psycopg.types.json.Jsonb(None)`.
+    JSON is whatever `json.dumps` takes, an interval a timedelta, a time a datetime with a zone.
+
+    With `conn=` a call runs in the caller's own transaction, and is neither committed nor repeated.
+    Without, it is a transaction of its own; if the server rolls that back (deadlock, serialization)
+    it is tried up to five times. After a lost connection only what does no harm twice is repeated:
+    reading, claiming, and what a lease's epoch fences. A `record_batch` that had been committed
+    when its answer was lost then raises `AlreadyRecorded`: the batch counts once, and it is yours.
+
+    Raises `pyjobs.Error`, by SQLSTATE, for what a function refuses, and psycopg's own errors for
+    the rest.
+    """
+
+    def __init__(
+        self,
+        conninfo: str | AsyncConnectionPool[Any] = "",
+        *,
+        max_size: int = 10,
+        timeout: float = 30.0,
+        prepare_threshold: int | None = None,
+    ) -> None:
+        """Make a client; it connects when it is first used.
+
+        conninfo           a connection string or URL, or a psycopg pool, which stays the caller's:
+                           it must be open, and is not closed with the client
+        max_size           how many connections at most
+        timeout            seconds to wait for a connection
+        prepare_threshold  prepare a statement on the server when it has run that often; None never
+                           does, which is right behind every transaction-pooling proxy, and costs
+                           a few per cent of a call: the functions keep their plans either way
+        """
+        self._owns_pool = isinstance(conninfo, str)
+        self._tried = not self._owns_pool
+        if isinstance(conninfo, str):
+            self.pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+                with_defaults(conninfo),
+                kwargs={"autocommit": True, "prepare_threshold": prepare_threshold},
+                min_size=0,
+                max_size=max_size,
+                timeout=timeout,
+                open=False,
+                name="pyjobs",
+            )
+        else:
+            self.pool = conninfo
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the client's own connections. A pool that it was given stays open."""
+        if self._owns_pool:
+            await self.pool.close()
+
+    # Connections
+
+    async def _open(self) -> None:
+        """Open the pool of one's own; say at once if the server cannot be reached, and why."""
+        if not self._tried:
+            await (await AsyncConnection.connect(self._conninfo())).close()
+            self._tried = True
+        if self._owns_pool:
+            await self.pool.open()
+
+    def _conninfo(self) -> str:
+        conninfo = self.pool.conninfo
+        assert isinstance(conninfo, str)  # noqa: S101 - it is the one made in __init__
+        return conninfo
+
+    async def _take(self) -> AsyncConnection[Any]:
+        conn: AsyncConnection[Any]
+        try:
+            conn = await self.pool.getconn()
+        except PoolTimeout as exc:
+            if not self._owns_pool:
+                raise
+            # The pool only logs why it has no connection: find out, and say so.
+            try:
+                await (await AsyncConnection.connect(self._conninfo())).close()
+            except psycopg.OperationalError as reason:
+                raise PoolTimeout(f"{exc}: {reason}") from reason
+            raise
+        return conn
+
+    async def _take_alive(self) -> AsyncConnection[Any]:
+        conn = await self._take()
+        try:
+            if has_word(conn.fileno()):
+                await self.pool.check_connection(conn)
+        except BaseException as exc:
+            await self.pool.putconn(conn)
+            if not isinstance(exc, psycopg.Error):
+                raise
+        else:
+            return conn
+        # The server was restarted: away with all connections that were idle like this one.
+        await self.pool.check()
+        return await self._take()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection of the pool that was alive a moment ago, given back at the end."""
+        await self._open()
+        conn = await self._take_alive()
+        try:
+            async with conn:
+                yield conn
+        finally:
+            await self.pool.putconn(conn)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection in a transaction, for several calls with `conn=`; committed at the end."""
+        async with self.connection() as conn, conn.transaction():
+            yield conn
+
+    # Calls
+
+    async def _rows(
+        self, call: str, conn: AsyncConnection[Any] | None, /, **arguments: Any
+    ) -> list[dict[str, Any]]:
+        statement, values = prepare_call(call, arguments)
+        return await self._query(statement, values, conn, repeatable=CALLS[call].repeatable)
+
+    async def _row(
+        self, call: str, conn: AsyncConnection[Any] | None, /, **arguments: Any
+    ) -> dict[str, Any]:
+        (row,) = await self._rows(call, conn, **arguments)
+        return row
+
+    async def _value(
+        self, call: str, conn: AsyncConnection[Any] | None, /, **arguments: Any
+    ) -> Any:
+        (value,) = (await self._row(call, conn, **arguments)).values()
+        return value
+
+    async def _query(
+        self,
+        statement: bytes,
+        values: Mapping[str, Any],
+        conn: AsyncConnection[Any] | None,
+        *,
+        repeatable: bool,
+    ) -> list[dict[str, Any]]:
+        with translated():
+            if conn is not None:
+                return await _fetch(conn, statement, values)
+            retrying = AsyncRetrying(
+                retry=retry_if_exception(may_repeat(repeatable=repeatable)),
+                wait=wait_random_exponential(multiplier=0.02, max=1),
+                stop=stop_after_attempt(ATTEMPTS),
+                reraise=True,
+            )
+            return await retrying(self._alone, statement, values)
+
+    async def _alone(self, statement: bytes, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        async with self.connection() as conn:
+            return await _fetch(conn, statement, values)
+
+    # Producers
+
+    async def enqueue_job(
+        self,
+        queue: str,
+        items: Sequence[JsonValue] | None = None,
+        params: JsonValue = None,
+        batch_size: int | None = None,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        name: str | None = None,
+        dedupe_key: str | None = None,
+        failure_threshold: float | Decimal | None = None,
+        max_attempts: int | None = None,
+        stages: Sequence[str] | None = None,
+        barriers: Sequence[str] | None = None,
+        hold: bool | None = None,
+        seal: bool | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> int:
+        """Start a job and return its id.
+
+        `items` are for the first stage; None is one item, the params; an empty list is a job that
+        succeeds at once. Higher `priority` first. `hold` leaves it CREATED until `release_job`;
+        with `seal=False` it takes more items by `add_items` until `seal_job`. With a `dedupe_key`:
+        the id of the queue's job with that key that is not final, if there is one.
+        """
+        return int(
+            await self._value(
+                "enqueue_job",
+                conn,
+                queue=queue,
+                items=items,
+                params=params,
+                batch_size=batch_size,
+                priority=priority,
+                run_at=run_at,
+                name=name,
+                dedupe_key=dedupe_key,
+                failure_threshold=failure_threshold,
+                max_attempts=max_attempts,
+                stages=stages,
+                barriers=barriers,
+                hold=hold,
+                seal=seal,
+            )
+        )
+
+    async def enqueue_jobs(
+        self,
+        queue: str,
+        params: Sequence[JsonValue],
+        batch_size: int | None = None,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        name: str | None = None,
+        dedupe_key: str | None = None,
+        failure_threshold: float | Decimal | None = None,
+        max_attempts: int | None = None,
+        stages: Sequence[str] | None = None,
+        barriers: Sequence[str] | None = None,
+        hold: bool | None = None,
+        seal: bool | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[int]:
+        """Start many one-batch jobs, one for each element of `params`, and return their ids."""
+        return list(
+            await self._value(
+                "enqueue_jobs",
+                conn,
+                queue=queue,
+                params=params,
+                batch_size=batch_size,
+                priority=priority,
+                run_at=run_at,
+                name=name,
+                dedupe_key=dedupe_key,
+                failure_threshold=failure_threshold,
+                max_attempts=max_attempts,
+                stages=stages,
+                barriers=barriers,
+                hold=hold,
+                seal=seal,
+            )
+        )
+
+    async def add_items(
+        self,
+        job_id: int,
+        items: Sequence[JsonValue],
+        stage: str | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Add items to a stage of an unsealed job, by default the first. Not safe to repeat."""
+        return JobStatus(
+            await self._value("add_items", conn, job_id=job_id, items=items, stage=stage)
+        )
+
+    async def seal_job(
+        self,
+        job_id: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Say that no more items come. Safe to repeat."""
+        return JobStatus(await self._value("seal_job", conn, job_id=job_id))
+
+    async def release_job(
+        self,
+        job_id: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Let a held job run. Safe to repeat."""
+        return JobStatus(await self._value("release_job", conn, job_id=job_id))
+
+    # Workers
+
+    async def claim_next_job(
+        self,
+        worker: str,
+        queues: Sequence[str] | None = None,
+        max_batches: int | None = None,
+        lease: timedelta | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Claim]:
+        """Lease up to `max_batches` batches of the job whose turn it is, if there is one."""
+        rows = await self._rows(
+            "claim_next_job",
+            conn,
+            worker=worker,
+            queues=queues,
+            max_batches=max_batches,
+            lease=lease,
+        )
+        return [Claim.from_row(row) for row in rows]
+
+    async def claim_next_batch(
+        self,
+        job_id: int,
+        worker: str,
+        max_batches: int | None = None,
+        lease: timedelta | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Claim]:
+        """Lease up to `max_batches` batches of this job, later stages first."""
+        rows = await self._rows(
+            "claim_next_batch",
+            conn,
+            job_id=job_id,
+            worker=worker,
+            max_batches=max_batches,
+            lease=lease,
+        )
+        return [Claim.from_row(row) for row in rows]
+
+    async def claim_jobs(
+        self,
+        worker: str,
+        queues: Sequence[str],
+        max_jobs: int,
+        lease: timedelta,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Claim]:
+        """Lease one batch from each of up to `max_jobs` jobs."""
+        rows = await self._rows(
+            "claim_jobs", conn, worker=worker, queues=queues, max_jobs=max_jobs, lease=lease
+        )
+        return [Claim.from_row(row) for row in rows]
+
+    async def record_batch(
+        self,
+        batch_id: int,
+        lease_epoch: int,
+        failed: Sequence[Mapping[str, JsonValue]] | None = None,
+        counters: Mapping[str, int] | None = None,
+        next_items: Sequence[JsonValue] | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> RecordResult:
+        """Record the result of a leased batch. Its other items succeeded.
+
+        failed      the items that failed, each `{"index": 3, "error": "..."}`, index from 0
+        counters    whole numbers from 0, added to the stage's counters
+        next_items  items for the next stage
+
+        Raises `StaleLease` if the lease is another's by now: then nothing of the transaction stays.
+        Raises `AlreadyRecorded` if it was recorded under this very lease.
+        """
+        row = await self._row(
+            "record_batch",
+            conn,
+            batch_id=batch_id,
+            lease_epoch=lease_epoch,
+            failed=failed,
+            counters=counters,
+            next_items=next_items,
+        )
+        return RecordResult.from_row(row)
+
+    async def record_and_claim(
+        self,
+        batch_id: int,
+        lease_epoch: int,
+        worker: str,
+        failed: Sequence[Mapping[str, JsonValue]] | None = None,
+        counters: Mapping[str, int] | None = None,
+        next_items: Sequence[JsonValue] | None = None,
+        max_batches: int | None = None,
+        lease: timedelta | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> RecordedAndClaimed:
+        """Record a batch and lease the next of its job, in one round trip and one commit."""
+        rows = await self._rows(
+            "record_and_claim",
+            conn,
+            batch_id=batch_id,
+            lease_epoch=lease_epoch,
+            worker=worker,
+            failed=failed,
+            counters=counters,
+            next_items=next_items,
+            max_batches=max_batches,
+            lease=lease,
+        )
+        return RecordedAndClaimed(
+            recorded_status=JobStatus(rows[0]["recorded_status"]),
+            claims=tuple(Claim.from_row(row) for row in rows if row["batch_id"] is not None),
+        )
+
+    async def record_batches(
+        self,
+        batch_ids: Sequence[int],
+        lease_epochs: Sequence[int],
+        failed: Sequence[Sequence[Mapping[str, JsonValue]]] | None = None,
+        counters: Sequence[Mapping[str, int]] | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[BatchOutcome]:
+        """Record many batches. Does not raise for a stale one, so write no rows along with it.
+
+        The nth elements of `failed` and `counters` are those of the nth batch.
+        """
+        rows = await self._rows(
+            "record_batches",
+            conn,
+            batch_ids=batch_ids,
+            lease_epochs=lease_epochs,
+            failed=failed,
+            counters=counters,
+        )
+        return [BatchOutcome.from_row(row) for row in rows]
+
+    async def extend_lease(
+        self,
+        batch_id: int,
+        lease_epoch: int,
+        lease: timedelta,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> LeaseState:
+        """Let the lease last that long from now, and learn the job's status."""
+        row = await self._row(
+            "extend_lease", conn, batch_id=batch_id, lease_epoch=lease_epoch, lease=lease
+        )
+        return LeaseState.from_row(row)
+
+    async def release_batch(
+        self,
+        batch_id: int,
+        lease_epoch: int,
+        error: str | None = None,
+        retry_in: timedelta | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Give a batch back. With an `error` it costs an attempt, without it does not."""
+        return JobStatus(
+            await self._value(
+                "release_batch",
+                conn,
+                batch_id=batch_id,
+                lease_epoch=lease_epoch,
+                error=error,
+                retry_in=retry_in,
+            )
+        )
+
+    async def report_refused(
+        self,
+        batch_id: int,
+        lease_epoch: int,
+        sqlstate: str,
+        detail: str | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> None:
+        """Tell, afterwards and in a transaction of its own, that a result was refused."""
+        await self._value(
+            "report_refused",
+            conn,
+            batch_id=batch_id,
+            lease_epoch=lease_epoch,
+            sqlstate=sqlstate,
+            detail=detail,
+        )
+
+    async def reap_leases(
+        self,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Reaped]:
+        """Take back expired leases and end overdue cancels."""
+        rows = await self._rows("reap_leases", conn)
+        return [Reaped.from_row(row) for row in rows]
+
+    # Operators
+
+    async def cancel_job(
+        self,
+        job_id: int,
+        reason: str | None = None,
+        grace: timedelta | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Stop a job. Leased batches may still be recorded within the grace.
+
+        A grace of 0 fences them at once. A final job keeps its status.
+        """
+        return JobStatus(
+            await self._value("cancel_job", conn, job_id=job_id, reason=reason, grace=grace)
+        )
+
+    async def finalize_job(
+        self,
+        job_id: int,
+        status: JobStatus | str | None = None,
+        reason: str | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> Finalized:
+        """End a job: without `status` only if it is complete; else force that one."""
+        row = await self._row("finalize_job", conn, job_id=job_id, status=status, reason=reason)
+        return Finalized.from_row(row)
+
+    async def retry_job(
+        self,
+        job_id: int,
+        failed_only: bool | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Start the next run of a final job, of all items or of the failed and unfinished ones."""
+        return JobStatus(
+            await self._value("retry_job", conn, job_id=job_id, failed_only=failed_only)
+        )
+
+    async def quarantine_job(
+        self,
+        job_id: int,
+        reason: str,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Fence a job's leases and set it aside as UNKNOWN, until `resolve_job`."""
+        return JobStatus(await self._value("quarantine_job", conn, job_id=job_id, reason=reason))
+
+    async def resolve_job(
+        self,
+        job_id: int,
+        status: JobStatus | str,
+        reason: str,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Decide about an UNKNOWN job: RETRY goes on with the same run, FAILURE ends it."""
+        return JobStatus(
+            await self._value("resolve_job", conn, job_id=job_id, status=status, reason=reason)
+        )
+
+    async def pause_job(
+        self,
+        job_id: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Let nothing of this job be claimed. Work in flight may be recorded."""
+        return JobStatus(await self._value("pause_job", conn, job_id=job_id))
+
+    async def resume_job(
+        self,
+        job_id: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Undo `pause_job`."""
+        return JobStatus(await self._value("resume_job", conn, job_id=job_id))
+
+    async def pause_queue(
+        self,
+        queue: str,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> None:
+        """Let nothing of this queue be claimed. Work in flight may be recorded."""
+        await self._value("pause_queue", conn, queue=queue)
+
+    async def resume_queue(
+        self,
+        queue: str,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> None:
+        """Undo `pause_queue`."""
+        await self._value("resume_queue", conn, queue=queue)
+
+    async def set_priority(
+        self,
+        job_id: int,
+        priority: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> JobStatus:
+        """Change a job's priority; higher first."""
+        return JobStatus(await self._value("set_priority", conn, job_id=job_id, priority=priority))
+
+    async def reap(
+        self,
+        stale_after: timedelta | None = None,
+        dry_run: bool | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Reaped]:
+        """Take back expired leases, end overdue cancels, and with `stale_after` revoke stale jobs.
+
+        Returns what it did, or with `dry_run` would do.
+        """
+        rows = await self._rows("reap", conn, stale_after=stale_after, dry_run=dry_run)
+        return [Reaped.from_row(row) for row in rows]
+
+    async def purge_jobs(
+        self,
+        older_than: timedelta,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> int:
+        """Delete the jobs that ended longer ago than this, and return how many."""
+        return int(await self._value("purge_jobs", conn, older_than=older_than))
+
+    # Readers
+
+    async def job_progress(
+        self,
+        job_id: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> Progress:
+        """Return the progress document of a job."""
+        return Progress.from_document(await self._value("job_progress", conn, job_id=job_id))
+
+    async def explain_job(
+        self,
+        job_id: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Explanation]:
+        """Say why a job is where it is, and what to do."""
+        rows = await self._rows("explain_job", conn, job_id=job_id)
+        return [Explanation.from_row(row) for row in rows]
+
+    async def audit_job(
+        self,
+        job_id: int | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Discrepancy]:
+        """Recompute a job's numbers, or all jobs', from the ledger. No rows: all agrees."""
+        rows = await self._rows("audit_job", conn, job_id=job_id)
+        return [Discrepancy.from_row(row) for row in rows]
+
+    async def job_history(
+        self,
+        job_id: int,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[HistoryEntry]:
+        """Return every change of a job's status, the oldest first."""
+        rows = await self._rows("job_history", conn, job_id=job_id)
+        return [HistoryEntry.from_row(row) for row in rows]
+
+    async def queue_stats(
+        self,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[QueueStat]:
+        """Return the queues and what is in them."""
+        rows = await self._rows("queue_stats", conn)
+        return [QueueStat.from_row(row) for row in rows]
+
+    async def active_workers(
+        self,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[WorkerStat]:
+        """Return the workers that asked for work lately."""
+        rows = await self._rows("active_workers", conn)
+        return [WorkerStat.from_row(row) for row in rows]
+
+    async def job(self, job_id: int, *, conn: AsyncConnection[Any] | None = None) -> Job:
+        """Return a job from the view `pyjobs.job`; needs the role of a reader or an operator."""
+        rows = await self._query(ONE_JOB, {"job_id": job_id}, conn, repeatable=True)
+        if not rows:
+            raise NotFound(f"there is no job {job_id}")
+        return Job.from_row(rows[0])
+
+    async def jobs(
+        self,
+        queue: str | None = None,
+        status: JobStatus | str | Sequence[JobStatus | str] | None = None,
+        name: str | None = None,
+        *,
+        limit: int = 100,
+        before: int | None = None,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Job]:
+        """List jobs by queue, status (one or several) and name, the highest ids first.
+
+        `before=` the last id of one list goes on with the next. Needs the role of a reader or an
+        operator.
+        """
+        statement, values = prepare_listing(queue, status, name, before, limit)
+        rows = await self._query(statement, values, conn, repeatable=True)
+        return [Job.from_row(row) for row in rows]
+
+    async def wait(
+        self,
+        job_id: int,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - the same as in the sync twin
+        poll: timedelta | float = 1.0,
+    ) -> Progress:
+        """Wait until a job is final, and return its progress.
+
+        `timeout` and `poll` are timedeltas or seconds. It looks often at first, and then every
+        `poll`. Raises `TimeoutError` if the job is not final in time.
+        """
+        limit = None if timeout is None else seconds(timeout)
+        start = monotonic()
+        pause = min(0.02, seconds(poll))
+        while True:
+            progress = await self.job_progress(job_id)
+            if progress.status.final:
+                return progress
+            waited = monotonic() - start
+            if limit is not None and waited >= limit:
+                raise TimeoutError(
+                    f"job {job_id} is {progress.status} at {progress.progress:.1%}"
+                    f" after {waited:.1f} s"
+                )
+            # Jittered, so that those who wait for the same job do not ask at the same moment.
+            nap = pause * random.uniform(0.8, 1.2)  # noqa: S311 - not for secrets
+            await asyncio.sleep(nap if limit is None else min(nap, limit - waited))
+            pause = min(pause * 1.5, seconds(poll))
+
+
+async def _fetch(
+    conn: AsyncConnection[Any], statement: bytes, values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(statement, values)
+        return await cursor.fetchall()
