@@ -42,11 +42,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
 
 __all__ = ["THROWAWAY", "EmbeddedServer", "ServerError", "find_binaries", "server"]
 
@@ -62,7 +62,7 @@ THROWAWAY: Mapping[str, str] = {
 
 _WINDOWS = sys.platform == "win32"
 _EXE = ".exe" if _WINDOWS else ""
-_PASSWORD_FILE = "pyjobs.password"
+_PASSWORD_FILE = "pyjobs.password"  # noqa: S105
 # The longest path of a Unix socket is 103 bytes on some systems; leave room for ".s.PGSQL.12345".
 _LONGEST_SOCKET_FOLDER = 85
 

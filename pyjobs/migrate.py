@@ -24,15 +24,16 @@ import getpass
 import hashlib
 import importlib.resources
 import io
-import os
+import logging
 import socket
 import threading
 import time
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-import structlog
 import tenacity
 import yoyo
 from psycopg import errors
@@ -42,6 +43,7 @@ from yoyo.exceptions import BadMigration
 from yoyo.migrations import topological_sort
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     Connection = psycopg.Connection[tuple[Any, ...]]
@@ -56,7 +58,7 @@ __all__ = [
     "schema_sql",
 ]
 
-log = structlog.stdlib.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # The letters "pyjobs" as a number: the advisory lock of every deployment.
 _LOCK_KEY = 0x70796A6F6273
@@ -68,18 +70,16 @@ _GRANTS = "grants.sql"
 # What tests put over the schema.
 _NOT_DEPLOYED = ("testing",)
 
-_DEPLOY = "pyjobs_deploy"
-_MIGRATION_TABLE = "_yoyo_migration"
 
 # Yoyo's tables, as its own version 2 has them, and ours. Here, so that schema_sql has the same.
-_BOOKKEEPING = f"""\
-create schema if not exists {_DEPLOY};
-comment on schema {_DEPLOY} is 'What of pyjobs was deployed here. Written by its migrations.';
-create table if not exists {_DEPLOY}.{_MIGRATION_TABLE} (
+_BOOKKEEPING = """\
+create schema if not exists pyjobs_deploy;
+comment on schema pyjobs_deploy is 'What of pyjobs was deployed here. Written by its migrations.';
+create table if not exists pyjobs_deploy._yoyo_migration (
     migration_hash varchar(64) primary key,
     migration_id varchar(255),
     applied_at_utc timestamp);
-create table if not exists {_DEPLOY}._yoyo_log (
+create table if not exists pyjobs_deploy._yoyo_log (
     id varchar(36) primary key,
     migration_hash varchar(64),
     migration_id varchar(255),
@@ -88,26 +88,26 @@ create table if not exists {_DEPLOY}._yoyo_log (
     hostname varchar(255),
     comment varchar(255),
     created_at_utc timestamp);
-create table if not exists {_DEPLOY}._yoyo_version (
+create table if not exists pyjobs_deploy._yoyo_version (
     version int primary key,
     installed_at_utc timestamp);
-create table if not exists {_DEPLOY}.yoyo_lock (
+create table if not exists pyjobs_deploy.yoyo_lock (
     locked int default 1 primary key,
     ctime timestamp,
     pid int not null);
-create table if not exists {_DEPLOY}.deployed (
+create table if not exists pyjobs_deploy.deployed (
     path text primary key,
     sha256 text not null,
     objects text[] not null,
     deployed_at timestamptz not null default now());
-insert into {_DEPLOY}._yoyo_version (version, installed_at_utc)
+insert into pyjobs_deploy._yoyo_version (version, installed_at_utc)
 values (2, now() at time zone 'utc')
 on conflict do nothing;
 """
 
 # Everything that a file of sql/ can make, named as DROP wants it.
 _OBJECTS = """\
-select o.class, o.oid, o.xmin,
+select o.class::oid::bigint, o.oid::bigint, o.xmin,
     case i.type when 'composite type' then 'type' else i.type end || ' ' || i.identity as object
 from (
     select 'pg_catalog.pg_proc'::regclass as class, p.oid, p.xmin, p.pronamespace as namespace
@@ -131,18 +131,18 @@ cross join lateral pg_catalog.pg_identify_object(o.class, o.oid, 0) i"""
 
 # What a file made is what is no older than the row that notes the file, written after it in the
 # same subtransaction.
-_NOTE = f"""\
-insert into {_DEPLOY}.deployed as d (path, sha256, objects)
-values (%(path)s, %(sha256)s, '{{}}')
+_NOTE = """\
+insert into pyjobs_deploy.deployed as d (path, sha256, objects)
+values (%(path)s, %(sha256)s, '{}')
 on conflict (path) do update
 set sha256 = excluded.sha256, objects = excluded.objects, deployed_at = excluded.deployed_at;
-update {_DEPLOY}.deployed d
+update pyjobs_deploy.deployed d
 set objects = array(
-    select o.object from ({_OBJECTS}) o
+    select o.object from (OBJECTS) o
     where pg_catalog.age(o.xmin) <= pg_catalog.age(d.xmin)
     order by o.object)
 where d.path = %(path)s;
-"""
+""".replace("OBJECTS", _OBJECTS)
 
 # What directly needs an object. A rule stands for its view, a row type for its relation.
 _DEPENDENTS = """\
@@ -216,7 +216,7 @@ class Report:
         migrations: ids of migrations applied (by ``rollback``: undone), in order.
         files: files of ``sql/`` deployed, relative to it, in order.
         removed: files deployed earlier that are no more.
-        dropped: objects dropped because no file makes them any longer, as ``function pyjobs.f(int)``.
+        dropped: objects that no file makes any longer, as ``function pyjobs.f(int)``.
         planned: nothing was changed; this is what would be done.
     """
 
@@ -247,7 +247,9 @@ def schema_root() -> Path:
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / "migrations").is_dir():
         return checkout
-    raise MigrationError(f"this installation of pyjobs lacks its schema: neither {packaged} nor a source tree")
+    raise MigrationError(
+        f"this pyjobs lacks its schema: no {packaged}, and {checkout} is no source tree"
+    )
 
 
 def migrate(
@@ -317,20 +319,21 @@ def schema_sql(root: str | os.PathLike[str] | None = None, *, transaction: bool 
         "set local client_min_messages = warning;\n"
         "do $$\n"
         "begin\n"
-        f"    if to_regclass('{_DEPLOY}.deployed') is not null then\n"
+        "    if to_regclass('pyjobs_deploy.deployed') is not null then\n"
         "        raise exception 'pyjobs is in this database already'\n"
         "            using hint = 'Bring it up to date with: pyjobs migrate';\n"
         "    end if;\n"
         "end\n"
         "$$;\n\n",
         _BOOKKEEPING,
-        f"set local search_path = {_DEPLOY};\n",
+        "set local search_path = pyjobs_deploy;\n",
     ]
     for migration in schema.migrations:
         parts += [
             f"\n-- migrations/{Path(migration.path).name}\n",
             _text(Path(migration.path)),
-            f"insert into {_DEPLOY}.{_MIGRATION_TABLE} (migration_hash, migration_id, applied_at_utc)\n"
+            "insert into pyjobs_deploy._yoyo_migration"
+            " (migration_hash, migration_id, applied_at_utc)\n"
             f"values ({_literal(migration.hash)}, {_literal(migration.id)},"
             " clock_timestamp() at time zone 'utc');\n",
         ]
@@ -434,7 +437,7 @@ def _alone(conn: Connection, wait: float | None) -> Iterator[None]:
     said = False
     while not _one(conn, "select pg_catalog.pg_try_advisory_lock(%s)", [_LOCK_KEY]):
         if not said:
-            log.info("waiting for another deployment", holder=_holder(conn))
+            log.info("waiting for another deployment (server process %s)", _holder(conn))
             said = True
         if deadline is not None and time.monotonic() > deadline:
             raise MigrationError(
@@ -462,7 +465,7 @@ def _holder(conn: Connection) -> int | None:
 
 
 def _one(conn: Connection, query: str, params: Sequence[Any] = ()) -> Any:
-    row = conn.execute(query.encode(), params or None).fetchone()
+    row = conn.execute(query, params or None).fetchone()
     return None if row is None else row[0]
 
 
@@ -474,7 +477,7 @@ def _in_transaction(conn: Connection, work: Callable[[], Report]) -> Report:
             with conn.transaction():
                 return work()
         except _TRANSIENT as error:
-            log.info("trying again", because=str(error).partition("\n")[0])
+            log.info("trying again: %s", str(error).partition("\n")[0])
             raise
         except BadMigration as error:
             raise MigrationError(str(error)) from error
@@ -524,24 +527,27 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
     def __init__(self, conn: Connection) -> None:
         self._own = conn
         uri = DatabaseURI("postgresql+psycopg", None, None, None, None, conn.info.dbname, {})
-        super().__init__(uri, _MIGRATION_TABLE)
+        super().__init__(uri, "_yoyo_migration")
 
     def connect(self, dburi: DatabaseURI) -> Connection:  # noqa: ARG002
-        self.schema = _DEPLOY
+        self.schema = "pyjobs_deploy"
         return self._own
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
         """As yoyo's, where the user has no name, and without asking a name server."""
         try:
-            getpass.getuser()
+            user = getpass.getuser()
         except (KeyError, OSError, ImportError):
-            os.environ.setdefault("USER", "unknown")
-        name, socket.getfqdn = socket.getfqdn, lambda _name="": socket.gethostname()
-        try:
-            data: dict[str, Any] = super().get_log_data(migration, operation)
-        finally:
-            socket.getfqdn = name
-        return data
+            user = "unknown"
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": user,
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
 
     def apply(self, migration: Any) -> None:
         """Apply it and mark it applied, both in the transaction that is open, if one is."""
@@ -569,15 +575,15 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
                     _explain(error, f"migrations/{Path(migration.path).name}")
                 ) from error
         self.log_migration(migration, direction)
-        log.info("migration", id=migration.id, direction=direction)
+        log.info("%s: %s", migration.id, direction)
 
 
 def _applied(conn: Connection) -> list[str]:
     """Ids of the migrations applied, and that only if there is a place to look."""
-    if _one(conn, f"select to_regclass('{_DEPLOY}.{_MIGRATION_TABLE}') is null"):
+    if _one(conn, "select to_regclass('pyjobs_deploy._yoyo_migration') is null"):
         return []
     rows = conn.execute(
-        f"select migration_id from {_DEPLOY}.{_MIGRATION_TABLE} order by applied_at_utc".encode()
+        "select migration_id from pyjobs_deploy._yoyo_migration order by applied_at_utc"
     )
     return [row[0] for row in rows]
 
@@ -605,7 +611,7 @@ def _bring_up(conn: Connection, schema: _Schema) -> Report:
             together.append(migration)
         last = len(together) == len(pending)
 
-        def step(together: Sequence[Any] = together, last: bool = last) -> Report:  # noqa: FBT001
+        def step(together: Sequence[Any] = together, last: bool = last) -> Report:
             if together or not last or _changes(conn, schema).any:
                 return _deploy(conn, schema, together, last=last)
             return Report()
@@ -619,10 +625,10 @@ def _bring_up(conn: Connection, schema: _Schema) -> Report:
 
 
 def _deploy(conn: Connection, schema: _Schema, migrations: Sequence[Any], *, last: bool) -> Report:
-    if _one(conn, f"select to_regclass('{_DEPLOY}.deployed') is null"):
-        conn.execute(_BOOKKEEPING.encode())
+    if _one(conn, "select to_regclass('pyjobs_deploy.deployed') is null"):
+        conn.execute(_BOOKKEEPING)
     # Left there by a yoyo of its own that was killed; nobody holds it now but in error.
-    conn.execute(f"delete from {_DEPLOY}.yoyo_lock".encode())
+    conn.execute("delete from pyjobs_deploy.yoyo_lock")
     backend = _Backend(conn)
     for migration in migrations:
         backend.apply(migration)
@@ -638,7 +644,7 @@ def _apply_alone(conn: Connection, migration: Any) -> None:
     try:
         backend.apply(migration)
     finally:
-        conn.execute(f"set lock_timeout = '{_SETTINGS['lock_timeout']}'".encode())
+        conn.execute("select set_config('lock_timeout', %s, false)", [_SETTINGS["lock_timeout"]])
 
 
 def _take_down(conn: Connection, schema: _Schema, count: int | None) -> Report:
@@ -657,7 +663,7 @@ def _take_down(conn: Connection, schema: _Schema, count: int | None) -> Report:
     for migration in chosen:
         backend.undo(migration)
     if len(chosen) == len(applied):
-        conn.execute(f"drop schema {_DEPLOY} cascade".encode())
+        conn.execute("drop schema pyjobs_deploy cascade")
     return Report(migrations=tuple(m.id for m in chosen), dropped=tuple(dropped))
 
 
@@ -680,12 +686,12 @@ def _changes(conn: Connection, schema: _Schema) -> _Changes:
     """What differs: by text, or because an object that a file made is gone."""
     sha256: dict[str, str] = {}
     made: dict[str, list[str]] = {}
-    if not _one(conn, f"select to_regclass('{_DEPLOY}.deployed') is null"):
+    if not _one(conn, "select to_regclass('pyjobs_deploy.deployed') is null"):
         for path, digest, objects in conn.execute(
-            f"select path, sha256, objects from {_DEPLOY}.deployed".encode()
+            "select path, sha256, objects from pyjobs_deploy.deployed"
         ):
             sha256[path], made[path] = digest, objects
-    there = {row[3] for row in conn.execute(_OBJECTS.encode())}
+    there = {row[3] for row in conn.execute(_OBJECTS)}
     files = tuple(
         f
         for f in schema.files
@@ -740,11 +746,11 @@ class _Deployment:
             if file.path == _GRANTS:
                 self._execute(file)
                 conn.execute(
-                    f"update {_DEPLOY}.deployed set objects = '{{}}' where path = %s".encode(),
+                    "update pyjobs_deploy.deployed set objects = '{}' where path = %s",
                     [_GRANTS],
                 )
                 self._deployed[_GRANTS] = None
-        there = {row[3] for row in conn.execute(_OBJECTS_BY_NUMBER)}
+        there = {row[3] for row in conn.execute(_OBJECTS)}
         return Report(
             files=tuple(self._deployed),
             removed=self._changes.removed,
@@ -755,7 +761,7 @@ class _Deployment:
     def drop_all(self) -> list[str]:
         """Drop everything that was deployed."""
         self._drop(self._maker)
-        self._conn.execute(f"delete from {_DEPLOY}.deployed".encode())
+        self._conn.execute("delete from pyjobs_deploy.deployed")
         return sorted(self._dropped)
 
     def _drain(self) -> None:
@@ -769,8 +775,8 @@ class _Deployment:
                 except _MISSING as error:
                     waiting.append((file, error))
             if len(waiting) == len(round_) and not self._queue:
-                file, error = waiting[0]
-                raise MigrationError(_explain(error, f"sql/{file.path}", file.text)) from error
+                first, missed = waiting[0]
+                raise MigrationError(_explain(missed, f"sql/{first.path}", first.text)) from missed
             self._queue += [file for file, _ in waiting]
 
     def _make(self, file: _File) -> None:
@@ -792,9 +798,7 @@ class _Deployment:
             with conn.transaction():
                 conn.execute(file.text.encode())
                 for statement in _NOTE.split(";\n")[:-1]:
-                    conn.execute(
-                        statement.encode(), {"path": file.path, "sha256": file.sha256}
-                    )
+                    conn.execute(statement.encode(), {"path": file.path, "sha256": file.sha256})
         except (*_MISSING, *_UNREPLACEABLE, *_TRANSIENT):
             raise
         except psycopg.OperationalError:
@@ -805,14 +809,12 @@ class _Deployment:
 
     def _drop_what_is_gone(self) -> None:
         makes: set[str] = set()
-        for path, objects in self._conn.execute(
-            f"select path, objects from {_DEPLOY}.deployed".encode()
-        ):
+        for path, objects in self._conn.execute("select path, objects from pyjobs_deploy.deployed"):
             if path not in self._changes.removed:
                 makes.update(objects)
         self._drop([o for o in self._maker if o not in makes])
         self._conn.execute(
-            f"delete from {_DEPLOY}.deployed where path = any(%s)".encode(),
+            "delete from pyjobs_deploy.deployed where path = any(%s)",
             [list(self._changes.removed)],
         )
 
@@ -821,7 +823,7 @@ class _Deployment:
 
         Never by CASCADE: that would take along what an application built upon us.
         """
-        there = {row[3]: (row[0], row[1]) for row in self._conn.execute(_OBJECTS_BY_NUMBER)}
+        there = {row[3]: (row[0], row[1]) for row in self._conn.execute(_OBJECTS)}
         chosen = set(objects)
         gone: set[str] = set()
 
@@ -830,7 +832,7 @@ class _Deployment:
                 return
             gone.add(name)
             needed_by = self._conn.execute(
-                _DEPENDENTS.encode(), {"class": place[0], "oid": place[1]}
+                _DEPENDENTS, {"class": place[0], "oid": place[1]}
             ).fetchall()
             for class_, oid, other in needed_by:
                 if other not in self._maker and other not in chosen:
@@ -853,8 +855,3 @@ class _Deployment:
         for file in self._schema.files:
             if file.path == path and file not in self._queue:
                 self._queue.append(file)
-
-
-_OBJECTS_BY_NUMBER = (
-    f"select o.class::bigint, o.oid::bigint, 0, o.object from ({_OBJECTS}) o".encode()
-)
