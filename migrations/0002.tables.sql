@@ -6,6 +6,9 @@
 create sequence if not exists pyjobs_internal.job_id;
 create sequence if not exists pyjobs_internal.batch_id;
 
+-- Counts how often a claim passed over an offer that another holds; see sql/internal/claim_from_offers.sql.
+create sequence if not exists pyjobs_internal.offer_pass;
+
 -- The state machine as data (filled by sql/data): which set a status belongs to, and what may follow it.
 create table if not exists pyjobs_internal.job_state (
     status      pyjobs.job_status primary key,
@@ -46,6 +49,7 @@ create table if not exists pyjobs_internal.job (
     batch_size        int not null,
     max_attempts      int not null,
     status            pyjobs.job_status not null,
+    held              boolean not null,                -- made with hold; a release then stands in history
     sealed            boolean not null,
     paused            boolean not null default false,
     cancel_settled    boolean not null default true,   -- false: a claim may have been in flight at the cancel
@@ -103,6 +107,7 @@ create table if not exists pyjobs_internal.batch (
     due_at           timestamptz not null default '-infinity',
     leased_at        timestamptz,
     lease_expires_at timestamptz,
+    returned_at      timestamptz,                          -- when its lease was given back or taken, last
     closed_at        timestamptz,                          -- when it was recorded or failed
     run              int not null,
     item_count       int not null,
@@ -110,6 +115,7 @@ create table if not exists pyjobs_internal.batch (
     failed_count     int not null default 0,
     stage            smallint not null,
     state            pyjobs.batch_state not null default 'pending',
+    emitted          boolean not null default false,       -- by a batch of the stage before; else given by a producer
     worker           text,                                 -- who leased it last
     error            text,                                 -- why it was given back or lost, last
     items            jsonb,                                -- null: one item, the job's params

@@ -30,8 +30,9 @@ create index if not exists job_start_of_job on pyjobs_internal.job_start (job_id
 -- One live job for a key.
 create unique index if not exists job_dedupe on pyjobs_internal.job (queue, dedupe_key)
     where dedupe_key is not null and finished_at is null;
--- Which jobs of a queue are not final? Which are old enough to purge? Which have that name?
+-- Which jobs of a queue are not final? Which are being cancelled? Which are old enough to purge? Which have that name?
 create index if not exists job_live on pyjobs_internal.job (queue, id) where finished_at is null;
+create index if not exists job_canceling on pyjobs_internal.job (id) where status = 'CANCELING';
 create index if not exists job_finished on pyjobs_internal.job (finished_at) where finished_at is not null;
 create index if not exists job_name on pyjobs_internal.job (name) where name is not null;
 

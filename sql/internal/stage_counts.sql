@@ -1,13 +1,16 @@
--- stage_counts: what the ledger says about one stage of one run. The one place where counts are computed;
--- a stage that is done keeps its result (pyjobs_internal.stage), and audit_job computes it again by other means.
+-- stage_counts: what the ledger says about one stage of one run. The one place where counts are
+-- computed; a stage that is done keeps its result (pyjobs_internal.stage), and audit_job computes
+-- it again by other means.
 --
 --   job_id    the job
 --   run       the run of the job
 --   stage     the stage's number, from 1
--- Returns     one row, in items: total = pending + leased + succeeded + failed, all 0 where there is no batch;
---             counters: one key for each counter that a recorded batch added to, '{}' where there is none
+-- Returns     one row, in items: total = pending + leased + succeeded + failed, all 0 where there
+--             is no batch; counters: one key for each counter that a recorded batch added to, '{}'
+--             where there is none
 -- Raises      nothing
--- Locks       nothing. STABLE: it counts what the calling statement sees, so that a reader has one snapshot
+-- Locks       nothing. STABLE: it counts what the calling statement sees, so that a reader has one
+--             snapshot
 -- Called by   the completion of a stage, job_progress
 create or replace function pyjobs_internal.stage_counts(job_id bigint, run int, stage smallint)
 returns table (total bigint, pending bigint, leased bigint, succeeded bigint, failed bigint, counters jsonb)

@@ -1,0 +1,117 @@
+-- pyjobs_internal.claim_from_offers: lease batches of the jobs whose turn it is.
+--   Highest priority first; among equals the job that has waited longest since it was served. Who serves a job puts its
+--   offer to the end, if others wait. An offer that another claim holds at this moment is being served: it is passed over
+--   for one that waits, but for every eighth time (its holder may stay open), and taken when nothing else is there.
+--   So among equal jobs each is served once before any is served twice, give or take one for each claim in flight.
+--
+--   worker       who claims
+--   queues       which queues
+--   max_jobs     of how many jobs at most
+--   max_batches  how many batches of each at most
+--   lease        for how long
+-- Returns     the leased batches
+-- Raises      nothing
+-- Locks       offers, by SKIP LOCKED; then as claim_from_job and settle_offer
+-- Called by   claim_next_job, claim_jobs
+create or replace function pyjobs_internal.claim_from_offers(
+    worker text, queues text[], max_jobs int, max_batches int, lease interval)
+returns setof pyjobs.claimed_batch
+language plpgsql
+as $$
+declare
+    this_moment timestamptz := pyjobs_internal.clock();
+    serving text[];
+    level int;             -- a priority
+    offer record;
+    last_due timestamptz;  -- where the walk through a level stands
+    last_id bigint;
+    fetched int;
+    chunk int;
+    visits int;
+    wanted int := claim_from_offers.max_jobs;
+    mine boolean;          -- we hold the offer's row and move it
+    passed bigint[];       -- jobs that others are serving
+    passed_job bigint;
+begin
+    serving := array(
+        select q.name from unnest(claim_from_offers.queues) q (name)
+        where not exists (select from pyjobs_internal.queue p where p.name = q.name and p.paused));
+
+    loop
+        select max(top.priority) into level
+        from unnest(serving) q (name)
+        cross join lateral (
+            select o.priority from pyjobs_internal.offer o
+            where o.queue = q.name and (level is null or o.priority < level)
+            order by o.queue, o.priority desc
+            limit 1) top;
+        exit when level is null;
+
+        last_due := '-infinity';
+        last_id := 0;
+        passed := '{}';
+        chunk := 2;
+        visits := 0;
+        loop
+            fetched := 0;
+            for offer in
+                select o.id, o.job_id, o.due_at, count(*) over () as seen
+                from (
+                    select due.id, due.job_id, due.due_at
+                    from unnest(serving) q (name)
+                    cross join lateral (
+                        select w.id, w.job_id, w.due_at from pyjobs_internal.offer w
+                        where w.queue = q.name and w.priority = level and w.due_at <= this_moment
+                            and (w.due_at, w.id) > (last_due, last_id)
+                        order by w.queue, w.priority desc, w.due_at, w.id
+                        limit chunk) due
+                    order by due.due_at, due.id
+                    limit chunk) o
+                order by o.due_at, o.id
+            loop
+                fetched := fetched + 1;
+                visits := visits + 1;
+                last_due := offer.due_at;
+                last_id := offer.id;
+
+                -- Alone in its level: nobody to give way to, and nothing to write.
+                mine := visits > 1 or offer.seen > 1;
+                if mine then
+                    perform from pyjobs_internal.offer o where o.id = offer.id for update skip locked;
+                    mine := found;
+                    if not mine and not (visits = 1 and nextval('pyjobs_internal.offer_pass') % 8 = 0) then
+                        passed := passed || offer.job_id;
+                        continue;
+                    end if;
+                end if;
+
+                return query select * from pyjobs_internal.claim_from_job(
+                    offer.job_id, claim_from_offers.worker, claim_from_offers.max_batches, claim_from_offers.lease);
+                if found then
+                    wanted := wanted - 1;
+                    perform pyjobs_internal.serve_offer(offer.job_id, case when mine then offer.id end);
+                    if wanted = 0 then
+                        return;
+                    end if;
+                else
+                    perform pyjobs_internal.settle_offer(offer.job_id);
+                end if;
+            end loop;
+            exit when fetched < chunk;
+            chunk := 32;
+        end loop;
+
+        foreach passed_job in array passed loop
+            return query select * from pyjobs_internal.claim_from_job(
+                passed_job, claim_from_offers.worker, claim_from_offers.max_batches, claim_from_offers.lease);
+            if found then
+                wanted := wanted - 1;
+                perform pyjobs_internal.serve_offer(passed_job, null);
+                if wanted = 0 then
+                    return;
+                end if;
+            end if;
+        end loop;
+    end loop;
+end
+$$;

@@ -1,0 +1,103 @@
+-- pyjobs_internal.close_batch: record a leased batch, and look whether that was the last.
+--   Writes and locks its own row, and what it emits; nothing that another batch of the job writes or locks, unless it is
+--   among the stage's last (advance_job). The status of the job is not written with it.
+--
+--   batch_id, lease_epoch   the lease
+--   failed, counters        checked by require_result; indexes are checked here against the batch
+--   next_items              items for the next stage; null: none
+-- Returns     outcome: recorded, already (recorded under this very lease), stale (another epoch, or fenced), unknown (no such
+--             batch), final; with the rest only where recorded
+-- Raises      PJ005
+-- Locks       the batch's row; then as advance_job
+-- Called by   record_batch, record_and_claim, record_batches
+create or replace function pyjobs_internal.close_batch(
+    batch_id bigint, lease_epoch bigint, failed jsonb, counters jsonb, next_items jsonb,
+    out outcome text, out result pyjobs.recorded_batch)
+language plpgsql
+as $$
+declare
+    b record;
+    next_stage record;
+    made bigint;
+    job_status pyjobs.job_status;
+    is_final boolean := false;
+    stage_is_done boolean := false;
+begin
+    -- A plain read first: a stale caller must not wait for a row that somebody else is changing.
+    select o.job_id, o.run, o.stage, o.item_count, o.state, o.lease_epoch, o.worker into b
+    from pyjobs_internal.batch o
+    where o.id = close_batch.batch_id;
+    if not found then
+        outcome := 'unknown';
+        return;
+    end if;
+    if b.lease_epoch <> close_batch.lease_epoch or b.state in ('pending', 'failed') then
+        outcome := 'stale';
+        return;
+    end if;
+    if b.state = 'recorded' then
+        outcome := 'already';
+        return;
+    end if;
+
+    if close_batch.failed <> '[]' then
+        perform from jsonb_array_elements(close_batch.failed) f (entry)
+        where (f.entry ->> 'index')::numeric >= b.item_count;
+        if found then
+            perform pyjobs_internal.raise_invalid('failed',
+                format('a JSON array whose indexes are below %s, the number of items in batch %s', b.item_count, close_batch.batch_id),
+                close_batch.failed::text);
+        end if;
+    end if;
+
+    if close_batch.next_items is not null then
+        select s.no, s.open, j.batch_size into next_stage
+        from pyjobs_internal.stage s
+        join pyjobs_internal.job j on j.id = s.job_id
+        where s.job_id = b.job_id and s.run = b.run and s.no = b.stage + 1;
+        if not found then
+            perform pyjobs_internal.raise_invalid('next_items', 'null in the last stage', close_batch.next_items::text);
+        end if;
+    end if;
+
+    update pyjobs_internal.batch o
+    set state = 'recorded', closed_at = pyjobs_internal.clock(), lease_expires_at = null,
+        failed = nullif(close_batch.failed, '[]'), failed_count = jsonb_array_length(close_batch.failed),
+        counters = nullif(close_batch.counters, '{}')
+    where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch and o.state = 'leased';
+    if not found then
+        -- Somebody was quicker, between the read and here.
+        select case when o.lease_epoch = close_batch.lease_epoch and o.state = 'recorded' then 'already' else 'stale' end
+        into outcome
+        from pyjobs_internal.batch o
+        where o.id = close_batch.batch_id;
+        outcome := coalesce(outcome, 'unknown');
+        return;
+    end if;
+
+    if close_batch.next_items is not null then
+        made := pyjobs_internal.insert_batches(b.job_id, b.run, next_stage.no, close_batch.next_items, next_stage.batch_size, true);
+        if made > 0 and next_stage.open then
+            perform pyjobs_internal.offer_job(b.job_id);
+        end if;
+    end if;
+
+    -- Look, each in a statement of its own. Nearly always another batch of the stage is quietly open: done.
+    select j.status into job_status from pyjobs_internal.job j where j.id = b.job_id;
+    if job_status = 'CANCELING' or not pyjobs_internal.obstacle_quiet(b.job_id, b.run, b.stage) then
+        perform pyjobs_internal.advance_job(b.job_id, false, b.worker);
+        select j.status, s.final, t.done into job_status, is_final, stage_is_done
+        from pyjobs_internal.job j
+        join pyjobs_internal.job_state s on s.status = j.status
+        join pyjobs_internal.stage t on t.job_id = j.id and t.run = b.run and t.no = b.stage
+        where j.id = b.job_id;
+    end if;
+
+    -- A lease was out, so the job has been claimed.
+    if job_status in ('PENDING', 'RETRY') then
+        job_status := 'STARTED';
+    end if;
+    outcome := 'recorded';
+    result := (b.job_id, job_status, stage_is_done, is_final);
+end
+$$;

@@ -1,0 +1,31 @@
+-- pyjobs_internal.offer_job: see to it that claims which may take any job find this one.
+--   Called by whoever makes a batch claimable. An offer that stands will do, if it cannot be withdrawn before we commit:
+--   who withdraws takes the offer's advisory lock exclusively, we take it shared. Not got: he cannot see our batches yet,
+--   so we add an offer of our own; one too many does no harm. Neither ever waits for the other.
+--
+--   job_id   the job
+--   due_at   from when on there is something to claim; null: now
+-- Returns     nothing
+-- Raises      nothing
+-- Locks       the offer's advisory lock, shared, by try
+-- Called by   enqueue_job, add_items, record_batch (items for the next stage), complete_stage, return_batch, expire_leases,
+--             resume_job, resolve_job, retry_job
+create or replace function pyjobs_internal.offer_job(job_id bigint, due_at timestamptz default null)
+returns void
+language plpgsql
+as $$
+declare
+    due timestamptz := greatest(pyjobs_internal.clock(), offer_job.due_at);
+begin
+    if pg_try_advisory_xact_lock_shared(pyjobs_internal.offer_key(offer_job.job_id)) then
+        perform from pyjobs_internal.offer o where o.job_id = offer_job.job_id and o.due_at <= due;
+        if found then
+            return;
+        end if;
+    end if;
+    insert into pyjobs_internal.offer (job_id, due_at, priority, queue)
+    select j.id, greatest(due, j.run_at), j.priority, j.queue
+    from pyjobs_internal.job j
+    where j.id = offer_job.job_id;
+end
+$$;

@@ -1,0 +1,17 @@
+-- pyjobs.pause_queue: claim nothing more of a queue's jobs. Work in flight goes on. Safe to repeat.
+--
+--   queue   the queue's name; it need not have jobs yet
+-- Returns     nothing
+-- Raises      PJ005 bad name
+-- Locks       the queue's row
+-- Called by   operators
+create or replace function pyjobs.pause_queue(queue text)
+returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
+as $$
+begin
+    perform pyjobs_internal.require_text('queue', pause_queue.queue);
+    insert into pyjobs_internal.queue as q (name, paused) values (pause_queue.queue, true)
+    on conflict (name) do update set paused = excluded.paused;
+end
+$$;
