@@ -144,6 +144,9 @@ set objects = array(
 where d.path = %(path)s;
 """.replace("OBJECTS", _OBJECTS)
 
+# Granting writes to everything, and makes nothing.
+_NOTE_GRANTS = _NOTE.partition("update pyjobs_deploy")[0]
+
 # What directly needs an object. A rule stands for its view, a row type for its relation.
 _DEPENDENTS = """\
 with recursive type (oid) as (
@@ -338,9 +341,10 @@ def schema_sql(root: str | os.PathLike[str] | None = None, *, transaction: bool 
             " clock_timestamp() at time zone 'utc');\n",
         ]
     parts.append("\nset local search_path = pg_catalog;\nset local check_function_bodies = off;\n")
-    # A comment cannot defer: what a view needs comes before it.
+    # A script cannot try again: here the order of the folders has to be right.
     for file in schema.files:
-        note = _NOTE.replace("%(path)s", _literal(file.path))
+        note = _NOTE_GRANTS if file.path == _GRANTS else _NOTE
+        note = note.replace("%(path)s", _literal(file.path))
         parts += [
             f"\n-- sql/{file.path}\nsavepoint pyjobs_file;\n",
             file.text,
@@ -744,12 +748,7 @@ class _Deployment:
         self._drain()
         for file in self._schema.files:
             if file.path == _GRANTS:
-                self._execute(file)
-                conn.execute(
-                    "update pyjobs_deploy.deployed set objects = '{}' where path = %s",
-                    [_GRANTS],
-                )
-                self._deployed[_GRANTS] = None
+                self._grant(file)
         there = {row[3] for row in conn.execute(_OBJECTS)}
         return Report(
             files=tuple(self._deployed),
@@ -797,8 +796,9 @@ class _Deployment:
         try:
             with conn.transaction():
                 conn.execute(file.text.encode())
-                for statement in _NOTE.split(";\n")[:-1]:
-                    conn.execute(statement.encode(), {"path": file.path, "sha256": file.sha256})
+                note = _NOTE_GRANTS if file.path == _GRANTS else _NOTE
+                for statement in note.split(";\n")[:-1]:
+                    conn.execute(statement, {"path": file.path, "sha256": file.sha256})
         except (*_MISSING, *_UNREPLACEABLE, *_TRANSIENT):
             raise
         except psycopg.OperationalError:
@@ -806,6 +806,12 @@ class _Deployment:
         except psycopg.Error as error:
             raise MigrationError(_explain(error, f"sql/{file.path}", file.text)) from error
         self._deployed[file.path] = None
+
+    def _grant(self, file: _File) -> None:
+        try:
+            self._execute(file)
+        except (*_MISSING, *_UNREPLACEABLE) as error:
+            raise MigrationError(_explain(error, f"sql/{file.path}", file.text)) from error
 
     def _drop_what_is_gone(self) -> None:
         makes: set[str] = set()

@@ -1,0 +1,67 @@
+# From a fresh clone, with Python 3.11 or newer and make: `make demo`, `make test`.
+# Everything is installed into .venv; nothing outside of this folder is changed.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	&& echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+PYTEST_ARGS ?=
+# Where the servers of the matrix look for one more (see tools/test_matrix.py).
+PG_VERSIONS ?=
+
+.PHONY: help demo test test-matrix lint format generate clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo         survey the Hubble deep field with four workers, and watch'
+	@echo 'make test         run the tests (PYTEST_ARGS="-k name" for some of them)'
+	@echo 'make test-matrix  run them on every PostgreSQL found here'
+	@echo 'make lint         check style, types and SQL'
+	@echo 'make format       format the Python files'
+	@echo 'make generate     make the synchronous client from the asynchronous one'
+	@echo 'make clean        remove what these made'
+
+demo: $(VENV)/.demo
+	$(BIN)/pyjobs demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-matrix: $(VENV)/.test
+	$(BIN)/python tools/test_matrix.py --download '$(PG_VERSIONS)' -- -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python tools/generate.py --check
+	$(BIN)/python tools/lint_sql.py --server
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: $(VENV)/.test
+	$(BIN)/python tools/generate.py
+
+clean:
+	rm -rf $(VENV) .pg build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamps are as old as the last installation; a changed pyproject.toml asks for another.
+$(VENV)/.made:
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or newer found; name one: make PYTHON=...'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo 'Could not make a virtual environment (on Debian: apt install python3-venv).'; exit 1; }
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	@echo 'Installing the demo into $(VENV) ...'
+	@$(PIP) --editable '.[demo,embedded,binary]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml
+	@echo 'Installing the tests into $(VENV) ...'
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.demo
