@@ -1,6 +1,6 @@
--- stage_counts: what the ledger says about one stage of one run. The one place where counts are
--- computed; a stage that is done keeps its result (pyjobs_internal.stage), and audit_job computes
--- it again by other means.
+-- pyjobs_internal.stage_counts: what the ledger says about one stage of one run. The one place
+--   where counts are computed: a stage that is done keeps its result (pyjobs_internal.stage), and
+--   audit_job computes it again by other means.
 --
 --   job_id    the job
 --   run       the run of the job
@@ -13,7 +13,8 @@
 --             snapshot
 -- Called by   the completion of a stage, job_progress
 create or replace function pyjobs_internal.stage_counts(job_id bigint, run int, stage smallint)
-returns table (total bigint, pending bigint, leased bigint, succeeded bigint, failed bigint, counters jsonb)
+returns table (total bigint, pending bigint, leased bigint, succeeded bigint, failed bigint,
+    counters jsonb)
 language sql stable
 as $$
     select

@@ -3,12 +3,11 @@
 --   job_id    the job
 -- Returns     one row a finding, the most decisive first; at least one for every job: finding (one
 --             of the names below), evidence (one line), remedy (one line: a command to paste, or
---             what to do). Times are in the session's time zone. The findings:
---             final, quarantined, cancelling, held, unsealed, paused, queue paused, scheduled
---             later, lease overdue, leased (a row for each of the first workers), waiting for a
---             retry, behind a barrier, no worker (none asked for its queue for an hour), behind
---             other jobs, ready, late results (suspicious ones of the last day), stuck (a fault in
---             pyjobs itself)
+--             what to do). Times are in the session's time zone. The findings: final, quarantined,
+--             cancelling, held, unsealed, paused, queue paused, scheduled later, lease overdue,
+--             leased (a row for each of the first workers), waiting for a retry, behind a barrier,
+--             no worker (none asked for its queue for an hour), behind other jobs, ready, late
+--             results (suspicious ones of the last day), stuck (a fault in pyjobs itself)
 -- Raises      PJ004 no such job, PJ005 job_id is null
 -- Locks       nothing
 -- Called by   roles pyjobs_reader and pyjobs_operator

@@ -2,8 +2,7 @@
 --   disagree, and are read from the rows that the status itself is made from.
 --
 --   job_id    the job
--- Returns     of the present run:
---             {"summary": {"status", "progress", "rate", "seconds_left"},
+-- Returns     of the present run: {"summary": {"status", "progress", "rate", "seconds_left"},
 --              "stages": [{"key", "status", "progress", "total", "pending", "leased", "processed",
 --                          "failed", "remaining", "counters": {..}}, ..],
 --              "errors": [{"stage", "item", "error"}, ..], "more_errors"}
