@@ -5,14 +5,17 @@
 create schema if not exists pyjobs;
 create schema if not exists pyjobs_internal;
 
-comment on schema pyjobs is 'The interface: functions, their result types, the views job and batch.';
-comment on schema pyjobs_internal is 'Storage and helpers of pyjobs. Private: no role but the owner reaches it.';
+comment on schema pyjobs is
+    'The interface: functions, their result types, the views job and batch.';
+comment on schema pyjobs_internal is
+    'Storage and helpers of pyjobs. Private: no role but the owner reaches it.';
 
 do $$
 begin
     if to_regtype('pyjobs.job_status') is null then
         create type pyjobs.job_status as enum
-            ('CREATED', 'PENDING', 'STARTED', 'RETRY', 'CANCELING', 'UNKNOWN', 'SUCCESS', 'FAILURE', 'REVOKED');
+            ('CREATED', 'PENDING', 'STARTED', 'RETRY', 'CANCELING', 'UNKNOWN', 'SUCCESS', 'FAILURE',
+                'REVOKED');
     end if;
 
     -- pending: waits for a worker. leased: one worker has it. recorded: its result counts.
@@ -24,7 +27,8 @@ begin
     -- One leased batch, as every claim returns it.
     if to_regtype('pyjobs.claimed_batch') is null then
         create type pyjobs.claimed_batch as (
-            job_id bigint, run int, batch_id bigint, lease_epoch bigint, attempt int, queue text, stage text,
+            job_id bigint, run int, batch_id bigint, lease_epoch bigint, attempt int, queue text,
+                stage text,
             params jsonb, items jsonb, lease_expires_at timestamptz);
     end if;
 
@@ -37,8 +41,10 @@ begin
     -- record_and_claim
     if to_regtype('pyjobs.recorded_and_claimed') is null then
         create type pyjobs.recorded_and_claimed as (
-            job_id bigint, run int, batch_id bigint, lease_epoch bigint, attempt int, queue text, stage text,
-            params jsonb, items jsonb, lease_expires_at timestamptz, recorded_status pyjobs.job_status);
+            job_id bigint, run int, batch_id bigint, lease_epoch bigint, attempt int, queue text,
+                stage text,
+            params jsonb, items jsonb, lease_expires_at timestamptz,
+                recorded_status pyjobs.job_status);
     end if;
 
     -- record_batches: outcome is recorded, already or stale
@@ -48,7 +54,8 @@ begin
 
     -- extend_lease
     if to_regtype('pyjobs.lease_state') is null then
-        create type pyjobs.lease_state as (lease_expires_at timestamptz, job_status pyjobs.job_status);
+        create type pyjobs.lease_state as (lease_expires_at timestamptz,
+            job_status pyjobs.job_status);
     end if;
 
     -- finalize_job
@@ -68,7 +75,8 @@ begin
 
     -- audit_job
     if to_regtype('pyjobs.discrepancy') is null then
-        create type pyjobs.discrepancy as (job_id bigint, stage text, what text, recorded text, recomputed text);
+        create type pyjobs.discrepancy as (job_id bigint, stage text, what text, recorded text,
+            recomputed text);
     end if;
 
     -- job_history
@@ -81,7 +89,8 @@ begin
     -- queue_stats
     if to_regtype('pyjobs.queue_stat') is null then
         create type pyjobs.queue_stat as (
-            queue text, paused boolean, waiting_jobs bigint, running_jobs bigint, pending_batches bigint,
+            queue text, paused boolean, waiting_jobs bigint, running_jobs bigint,
+                pending_batches bigint,
             leased_batches bigint, oldest_waiting timestamptz, workers bigint);
     end if;
 

@@ -1,5 +1,6 @@
 -- The indexes, each with the one question that it answers.
--- Locks: writers of its table while an index is built; on a new database nothing waits. Safe to run twice.
+-- Locks: writers of its table while an index is built; on a new database nothing waits. Safe to run
+-- twice.
 -- depends: 0002.tables
 
 -- What can be claimed in this stage, in order of service?
@@ -12,7 +13,8 @@ create index if not exists batch_open on pyjobs_internal.batch (job_id, run, sta
     where state in ('pending', 'leased');
 
 -- What has this job out? What has expired?
-create index if not exists batch_leased on pyjobs_internal.batch (job_id, run, id) where state = 'leased';
+create index if not exists batch_leased on pyjobs_internal.batch (job_id, run, id)
+    where state = 'leased';
 
 -- Which items failed?
 create index if not exists batch_with_failures on pyjobs_internal.batch (job_id, run, stage, id)
@@ -30,10 +32,12 @@ create index if not exists job_start_of_job on pyjobs_internal.job_start (job_id
 -- One live job for a key.
 create unique index if not exists job_dedupe on pyjobs_internal.job (queue, dedupe_key)
     where dedupe_key is not null and finished_at is null;
--- Which jobs of a queue are not final? Which are being cancelled? Which are old enough to purge? Which have that name?
+-- Which jobs of a queue are not final? Which are being cancelled? Which are old enough to purge?
+-- Which have that name?
 create index if not exists job_live on pyjobs_internal.job (queue, id) where finished_at is null;
 create index if not exists job_canceling on pyjobs_internal.job (id) where status = 'CANCELING';
-create index if not exists job_finished on pyjobs_internal.job (finished_at) where finished_at is not null;
+create index if not exists job_finished on pyjobs_internal.job (finished_at)
+    where finished_at is not null;
 create index if not exists job_name on pyjobs_internal.job (name) where name is not null;
 
 create index if not exists history_of_job on pyjobs_internal.history (job_id, id);

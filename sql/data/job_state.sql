@@ -1,8 +1,7 @@
--- job_state, job_transition: the state machine as data; its only home.
--- The guard on the job table, the functions, the diagram in the documentation and the tests read these rows.
--- CANCELING and UNKNOWN are not finalizable: a completion that arrives late must not resurrect a cancelled job, nor end
--- one that an operator has set aside.
--- Locks: the rows that it writes. Safe to run again.
+-- job_state, job_transition: the state machine as data; its only home. The guard on the job table,
+-- the functions, the diagram in the documentation and the tests read these rows. CANCELING and
+-- UNKNOWN are not finalizable: a completion that arrives late must not resurrect a cancelled job,
+-- nor end one that an operator has set aside. Locks: the rows that it writes. Safe to run again.
 insert into pyjobs_internal.job_state (status, claimable, finalizable, running, final, meaning)
 values
     ('CREATED',   false, true,  false, false, 'made and held back'),
@@ -12,7 +11,8 @@ values
     ('CANCELING', false, false, true,  false, 'cancelled, leased batches may still be recorded'),
     ('UNKNOWN',   false, false, true,  false, 'set aside until an operator decides'),
     ('SUCCESS',   false, false, false, true,  'complete'),
-    ('FAILURE',   false, false, false, true,  'complete, with too many failed items; or ended by force'),
+    ('FAILURE',   false, false, false, true,
+        'complete, with too many failed items; or ended by force'),
     ('REVOKED',   false, false, false, true,  'ended before it was complete')
 on conflict (status) do update
 set claimable = excluded.claimable, finalizable = excluded.finalizable, running = excluded.running,
@@ -43,5 +43,6 @@ cross join (values
     ('SUCCESS'::pyjobs.job_status, 'completion or finalize'),
     ('FAILURE'::pyjobs.job_status, 'completion or finalize'),
     ('CANCELING'::pyjobs.job_status, 'cancel with leases out'),
-    ('REVOKED'::pyjobs.job_status, 'cancel with none out, finalize, or the reaper')) t (to_status, by)
+    ('REVOKED'::pyjobs.job_status, 'cancel with none out, finalize, or the reaper')) t (to_status,
+        by)
 where s.finalizable;

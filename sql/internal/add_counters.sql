@@ -11,6 +11,7 @@ language sql immutable parallel safe
 as $$
     select coalesce(jsonb_object_agg(t.name, t.total), '{}')
     from (select e.name, sum(e.value::text::numeric) as total
-          from (select * from jsonb_each(add_counters.a) union all select * from jsonb_each(add_counters.b)) e (name, value)
+          from (select * from jsonb_each(add_counters.a) union all select *
+              from jsonb_each(add_counters.b)) e (name, value)
           group by e.name) t
 $$;

@@ -1,23 +1,30 @@
--- pyjobs_internal.advance_job: the last one out. Completes stages, and ends the job, where nothing stands in the way.
---   Called by whoever has just removed an obstacle: closed a batch, sealed, resolved, released. Each look is a statement
---   of its own, so that it sees what committed before it. docs/how-it-works.md has the argument; in short:
+-- pyjobs_internal.advance_job: the last one out. Completes stages, and ends the job, where nothing
+-- stands in the way.
+--   Called by whoever has just removed an obstacle: closed a batch, sealed, resolved, released.
+--   Each look is a statement of its own, so that it sees what committed before it.
+--   docs/how-it-works.md has the argument; in short:
 --     1. What are the obstacles? A stage's open batches; when cancelling, the leased ones.
 --     2. One is quiet: its closer looks after us.
---     3. One can be locked: nobody is changing it, its closer looks after us. The lock is rolled back.
---     4. All are in flight: become the run's ender (not got: whoever has it waits for us) and wait for them.
+--     3. One can be locked: nobody is changing it, its closer looks after us. The lock is rolled
+--        back.
+--     4. All are in flight: become the run's ender (not got: whoever has it waits for us) and wait
+--        for them.
 --     5. A fresh look: still one? Roll back, from the start.
---     6. None: the stage is done. Who has completed a stage has changed what counts as an obstacle of the next, and
---        keeps one of those to the commit (hand_over); none: that stage is done too. After the last the job ends.
+--     6. None: the stage is done. Who has completed a stage has changed what counts as an obstacle
+--        of the next, and keeps one of those to the commit (hand_over); none: that stage is done
+--        too. After the last the job ends.
 --
 --   job_id     the job
---   hand_over  false: we closed a batch. true: we removed what is no batch (seal, hold, quarantine) and hold the job's row;
---              then an obstacle is not just seen but kept to our commit
+--   hand_over  false: we closed a batch. true: we removed what is no batch (seal, hold, quarantine)
+--              and hold the job's row; then an obstacle is not just seen but kept to our commit
 --   by         who does it, for the history
 -- Returns     nothing
 -- Raises      55P03 past the caller's lock_timeout, if one is set
--- Locks       in this order: the ender (stage 1 of the run), batches in flight while it waits, one obstacle that it hands
---             over to, stages, the job's row. All is rolled back where it does not complete anything
--- Called by   close_batch, return_batch, expire_leases, seal_job, release_job, resolve_job, retry_job, enqueue_job
+-- Locks       in this order: the ender (stage 1 of the run), batches in flight while it waits, one
+--             obstacle that it hands over to, stages, the job's row. All is rolled back where it
+--             does not complete anything
+-- Called by   close_batch, return_batch, expire_leases, seal_job, release_job, resolve_job,
+--             retry_job, enqueue_job
 create or replace function pyjobs_internal.advance_job(job_id bigint, hand_over boolean, by text)
 returns void
 language plpgsql
@@ -25,12 +32,13 @@ as $$
 declare
     j record;
     stage_no smallint;      -- null: the obstacles are those of a cancel
-    completed boolean;      -- a stage was completed, or something else was changed: an obstacle must be kept
+    completed boolean;      -- something was changed: an obstacle must be kept to the commit
     again boolean;
 begin
     loop
         -- 1
-        select job.run, job.status, job.cancel_settled, state.finalizable and job.sealed and job.status <> 'CREATED' as completable
+        select job.run, job.status, job.cancel_settled,
+               state.finalizable and job.sealed and job.status <> 'CREATED' as completable
         into j
         from pyjobs_internal.job job
         join pyjobs_internal.job_state state on state.status = job.status
@@ -55,7 +63,8 @@ begin
             end if;
             -- 3
             begin
-                if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no, false) is not null then
+                if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
+                    false) is not null then
                     raise exception using errcode = 'PJ0RB';
                 end if;
             exception when sqlstate 'PJ0RB' then
@@ -73,7 +82,8 @@ begin
                 if not found then
                     return;
                 end if;
-                if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no, true) is not null then
+                if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
+                    true) is not null then
                     raise exception using errcode = 'PJ0RB';
                 end if;
                 -- 5
@@ -84,16 +94,20 @@ begin
 
             -- 6
             if j.status = 'CANCELING' then
-                -- A claim, or items on their way in, may have been in flight at a cancel that did not settle.
+                -- A claim, or items on their way in, may have been in flight at a cancel that did
+                -- not settle.
                 if not j.cancel_settled
-                    and not (pg_try_advisory_xact_lock(pyjobs_internal.intake_key(advance_job.job_id))
-                             and pg_try_advisory_xact_lock(pyjobs_internal.serving_key(advance_job.job_id))
+                    and not (pg_try_advisory_xact_lock(pyjobs_internal.intake_key(
+                        advance_job.job_id))
+                             and pg_try_advisory_xact_lock(pyjobs_internal.serving_key(
+                                 advance_job.job_id))
                              and not pyjobs_internal.obstacle_any(advance_job.job_id, j.run, null))
                 then
                     again := false;
                     raise exception using errcode = 'PJ0RB';
                 end if;
-                if not pyjobs_internal.transition_job(advance_job.job_id, 'REVOKED', advance_job.by, 'the last lease of a cancelled job is closed') then
+                if not pyjobs_internal.transition_job(advance_job.job_id, 'REVOKED', advance_job.by,
+                    'the last lease of a cancelled job is closed') then
                     raise exception using errcode = 'PJ0RB';
                 end if;
                 return;
@@ -116,7 +130,8 @@ begin
             if not found then
                 raise exception using errcode = 'PJ0RB';
             end if;
-            perform pyjobs_internal.end_complete_job(advance_job.job_id, advance_job.by, 'the last batch is closed');
+            perform pyjobs_internal.end_complete_job(advance_job.job_id, advance_job.by,
+                'the last batch is closed');
             return;
         exception when sqlstate 'PJ0RB' then
             if not again then

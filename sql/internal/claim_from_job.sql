@@ -1,17 +1,20 @@
 -- pyjobs_internal.claim_from_job: lease pending batches of one job.
---   First the serving lock, shared and by try: who stops a job holds it exclusively, and then there is nothing here for
---   us. Only then the status, afresh: a claim that begins after a cancel has committed finds none.
---   SKIP LOCKED stands at the batches, never at the job: one big job serves every worker.
+--   First the serving lock, shared and by try: who stops a job holds it exclusively, and then there
+--   is nothing here for us. Only then the status, afresh: a claim that begins after a cancel has
+--   committed finds none. SKIP LOCKED stands at the batches, never at the job: one big job serves
+--   every worker.
 --
 --   job_id       the job
 --   worker       who claims
 --   max_batches  how many at most
 --   lease        for how long
--- Returns     the leased batches, in order of service; none where the job is not claimable, paused, not due, or has nothing
+-- Returns     the leased batches, in order of service; none where the job is not claimable, paused,
+--             not due, or has nothing
 -- Raises      nothing
 -- Locks       the serving lock, shared, by try; the batches' rows
 -- Called by   claim_from_offers, claim_next_batch, record_and_claim
-create or replace function pyjobs_internal.claim_from_job(job_id bigint, worker text, max_batches int, lease interval)
+create or replace function pyjobs_internal.claim_from_job(job_id bigint, worker text,
+    max_batches int, lease interval)
 returns setof pyjobs.claimed_batch
 language plpgsql
 as $$
@@ -29,7 +32,8 @@ begin
     select job.run, job.era, job.queue, job.params into j
     from pyjobs_internal.job job
     join pyjobs_internal.job_state state on state.status = job.status
-    where job.id = claim_from_job.job_id and state.claimable and not job.paused and job.run_at <= this_moment
+    where job.id = claim_from_job.job_id and state.claimable and not job.paused
+        and job.run_at <= this_moment
         and not exists (select from pyjobs_internal.queue q where q.name = job.queue and q.paused);
     if not found then
         return;
@@ -38,23 +42,27 @@ begin
     -- Later stages first: what is begun is finished before more is begun.
     for s in
         select stage.no, stage.key from pyjobs_internal.stage stage
-        where stage.job_id = claim_from_job.job_id and stage.run = j.run and stage.open and not stage.done
+        where stage.job_id = claim_from_job.job_id and stage.run = j.run and stage.open
+            and not stage.done
         order by stage.no desc
     loop
         return query
         with taken as (
             update pyjobs_internal.batch b
-            set state = 'leased', lease_epoch = b.lease_epoch + 1, attempt = b.attempt + 1, worker = claim_from_job.worker,
+            set state = 'leased', lease_epoch = b.lease_epoch + 1, attempt = b.attempt + 1,
+                worker = claim_from_job.worker,
                 leased_at = this_moment, lease_expires_at = this_moment + claim_from_job.lease
             where b.state = 'pending' and b.id = any (array(
                 select p.id from pyjobs_internal.batch p
-                where p.job_id = claim_from_job.job_id and p.run = j.run and p.stage = s.no and p.state = 'pending'
+                where p.job_id = claim_from_job.job_id and p.run = j.run and p.stage = s.no
+                    and p.state = 'pending'
                     and p.due_at <= this_moment
                 order by p.job_id, p.run, p.stage, p.due_at, p.pos
                 limit wanted
                 for update skip locked))
             returning b.id, b.lease_epoch, b.attempt, b.items, b.lease_expires_at, b.pos)
-        select claim_from_job.job_id, j.run, t.id, t.lease_epoch, t.attempt, j.queue, s.key, j.params,
+        select claim_from_job.job_id, j.run, t.id, t.lease_epoch, t.attempt, j.queue, s.key,
+            j.params,
                coalesce(t.items, jsonb_build_array(j.params)), t.lease_expires_at
         from taken t
         order by t.pos;
@@ -63,12 +71,15 @@ begin
         exit when wanted = 0;
     end loop;
 
-    -- The mark "claimed since". Never awaited: first claims that overlap leave one each, and the earliest counts.
+    -- The mark "claimed since". Never awaited: first claims that overlap leave one each, and the
+    -- earliest counts.
     if wanted < claim_from_job.max_batches then
-        perform from pyjobs_internal.job_start m where m.job_id = claim_from_job.job_id and m.era = j.era;
+        perform from pyjobs_internal.job_start m where m.job_id = claim_from_job.job_id
+            and m.era = j.era;
         if not found then
             insert into pyjobs_internal.job_start (job_id, at, era, run, worker, session_role)
-            values (claim_from_job.job_id, this_moment, j.era, j.run, claim_from_job.worker, session_user);
+            values (claim_from_job.job_id, this_moment, j.era, j.run, claim_from_job.worker,
+                session_user);
         end if;
     end if;
 end

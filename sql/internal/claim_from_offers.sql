@@ -1,8 +1,9 @@
 -- pyjobs_internal.claim_from_offers: lease batches of the jobs whose turn it is.
---   Highest priority first; among equals the job that has waited longest since it was served. Who serves a job puts its
---   offer to the end, if others wait. An offer that another claim holds at this moment is being served: it is passed over
---   for one that waits, but for every eighth time (its holder may stay open), and taken when nothing else is there.
---   So among equal jobs each is served once before any is served twice, give or take one for each claim in flight.
+--   Highest priority first; among equals the job that has waited longest since it was served. Who
+--   serves a job puts its offer to the end, if others wait. An offer that another claim holds at
+--   this moment is being served: it is passed over for one that waits, but for every eighth time
+--   (its holder may stay open), and taken when nothing else is there. So among equal jobs each is
+--   served once before any is served twice, give or take one for each claim in flight.
 --
 --   worker       who claims
 --   queues       which queues
@@ -77,19 +78,23 @@ begin
                 -- Alone in its level: nobody to give way to, and nothing to write.
                 mine := visits > 1 or offer.seen > 1;
                 if mine then
-                    perform from pyjobs_internal.offer o where o.id = offer.id for update skip locked;
+                    perform from pyjobs_internal.offer o where o.id = offer.id
+                        for update skip locked;
                     mine := found;
-                    if not mine and not (visits = 1 and nextval('pyjobs_internal.offer_pass') % 8 = 0) then
+                    if not mine and not (visits = 1
+                        and nextval('pyjobs_internal.offer_pass') % 8 = 0) then
                         passed := passed || offer.job_id;
                         continue;
                     end if;
                 end if;
 
                 return query select * from pyjobs_internal.claim_from_job(
-                    offer.job_id, claim_from_offers.worker, claim_from_offers.max_batches, claim_from_offers.lease);
+                    offer.job_id, claim_from_offers.worker, claim_from_offers.max_batches,
+                        claim_from_offers.lease);
                 if found then
                     wanted := wanted - 1;
-                    perform pyjobs_internal.serve_offer(offer.job_id, case when mine then offer.id end);
+                    perform pyjobs_internal.serve_offer(offer.job_id, case when mine
+                        then offer.id end);
                     if wanted = 0 then
                         return;
                     end if;
@@ -103,7 +108,8 @@ begin
 
         foreach passed_job in array passed loop
             return query select * from pyjobs_internal.claim_from_job(
-                passed_job, claim_from_offers.worker, claim_from_offers.max_batches, claim_from_offers.lease);
+                passed_job, claim_from_offers.worker, claim_from_offers.max_batches,
+                    claim_from_offers.lease);
             if found then
                 wanted := wanted - 1;
                 perform pyjobs_internal.serve_offer(passed_job, null);

@@ -1,12 +1,13 @@
 -- pyjobs_internal.close_batch: record a leased batch, and look whether that was the last.
---   Writes and locks its own row, and what it emits; nothing that another batch of the job writes or locks, unless it is
---   among the stage's last (advance_job). The status of the job is not written with it.
+--   Writes and locks its own row, and what it emits; nothing that another batch of the job writes
+--   or locks, unless it is among the stage's last (advance_job). The status of the job is not
+--   written with it.
 --
 --   batch_id, lease_epoch   the lease
 --   failed, counters        checked by require_result; indexes are checked here against the batch
 --   next_items              items for the next stage; null: none
--- Returns     outcome: recorded, already (recorded under this very lease), stale (another epoch, or fenced), unknown (no such
---             batch), final; with the rest only where recorded
+-- Returns     outcome: recorded, already (recorded under this very lease), stale (another epoch, or
+--             fenced), unknown (no such batch), final; with the rest only where recorded
 -- Raises      PJ005
 -- Locks       the batch's row; then as advance_job
 -- Called by   record_batch, record_and_claim, record_batches
@@ -45,7 +46,8 @@ begin
         where (f.entry ->> 'index')::numeric >= b.item_count;
         if found then
             perform pyjobs_internal.raise_invalid('failed',
-                format('a JSON array whose indexes are below %s, the number of items in batch %s', b.item_count, close_batch.batch_id),
+                format('a JSON array whose indexes are below %s, the number of items in batch %s',
+                    b.item_count, close_batch.batch_id),
                 close_batch.failed::text);
         end if;
     end if;
@@ -56,18 +58,22 @@ begin
         join pyjobs_internal.job j on j.id = s.job_id
         where s.job_id = b.job_id and s.run = b.run and s.no = b.stage + 1;
         if not found then
-            perform pyjobs_internal.raise_invalid('next_items', 'null in the last stage', close_batch.next_items::text);
+            perform pyjobs_internal.raise_invalid('next_items', 'null in the last stage',
+                close_batch.next_items::text);
         end if;
     end if;
 
     update pyjobs_internal.batch o
     set state = 'recorded', closed_at = pyjobs_internal.clock(), lease_expires_at = null,
-        failed = nullif(close_batch.failed, '[]'), failed_count = jsonb_array_length(close_batch.failed),
+        failed = nullif(close_batch.failed, '[]'),
+            failed_count = jsonb_array_length(close_batch.failed),
         counters = nullif(close_batch.counters, '{}')
-    where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch and o.state = 'leased';
+    where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch
+        and o.state = 'leased';
     if not found then
         -- Somebody was quicker, between the read and here.
-        select case when o.lease_epoch = close_batch.lease_epoch and o.state = 'recorded' then 'already' else 'stale' end
+        select case when o.lease_epoch = close_batch.lease_epoch and o.state = 'recorded'
+            then 'already' else 'stale' end
         into outcome
         from pyjobs_internal.batch o
         where o.id = close_batch.batch_id;
@@ -76,13 +82,15 @@ begin
     end if;
 
     if close_batch.next_items is not null then
-        made := pyjobs_internal.insert_batches(b.job_id, b.run, next_stage.no, close_batch.next_items, next_stage.batch_size, true);
+        made := pyjobs_internal.insert_batches(b.job_id, b.run, next_stage.no,
+            close_batch.next_items, next_stage.batch_size, true);
         if made > 0 and next_stage.open then
             perform pyjobs_internal.offer_job(b.job_id);
         end if;
     end if;
 
-    -- Look, each in a statement of its own. Nearly always another batch of the stage is quietly open: done.
+    -- Look, each in a statement of its own. Nearly always another batch of the stage is quietly
+    -- open: done.
     select j.status into job_status from pyjobs_internal.job j where j.id = b.job_id;
     if job_status = 'CANCELING' or not pyjobs_internal.obstacle_quiet(b.job_id, b.run, b.stage) then
         perform pyjobs_internal.advance_job(b.job_id, false, b.worker);

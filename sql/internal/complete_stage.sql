@@ -1,4 +1,5 @@
--- pyjobs_internal.complete_stage: write a stage's totals, and open the next one where a barrier kept it closed.
+-- pyjobs_internal.complete_stage: write a stage's totals, and open the next one where a barrier
+-- kept it closed.
 --
 --   job_id, run   the job's run
 --   stage         the stage's number: sealed, all before it done, none of its batches open
@@ -15,13 +16,17 @@ declare
     opened boolean;
 begin
     update pyjobs_internal.stage s
-    set done = true, open = true, total = c.total, succeeded = c.succeeded, failed = c.failed, counters = c.counters
-    from pyjobs_internal.stage_counts(complete_stage.job_id, complete_stage.run, complete_stage.stage) c
-    where s.job_id = complete_stage.job_id and s.run = complete_stage.run and s.no = complete_stage.stage;
+    set done = true, open = true, total = c.total, succeeded = c.succeeded, failed = c.failed,
+        counters = c.counters
+    from pyjobs_internal.stage_counts(complete_stage.job_id, complete_stage.run,
+        complete_stage.stage) c
+    where s.job_id = complete_stage.job_id and s.run = complete_stage.run
+        and s.no = complete_stage.stage;
 
     select s.no, not s.open into next_stage, opened
     from pyjobs_internal.stage s
-    where s.job_id = complete_stage.job_id and s.run = complete_stage.run and s.no = complete_stage.stage + 1;
+    where s.job_id = complete_stage.job_id and s.run = complete_stage.run
+        and s.no = complete_stage.stage + 1;
 
     if opened then
         update pyjobs_internal.stage s

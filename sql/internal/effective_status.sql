@@ -1,12 +1,14 @@
 -- pyjobs_internal.effective_status: the status that people see.
---   STARTED is not stored with the job: it is PENDING or RETRY, claimed since (a row in job_start for its era).
+--   STARTED is not stored with the job: it is PENDING or RETRY, claimed since (a row in job_start
+--   for its era).
 --
 --   status, job_id, era   of the job's row
 -- Returns     the status
 -- Raises      nothing
 -- Locks       nothing
 -- Called by   everything that shows a status
-create or replace function pyjobs_internal.effective_status(status pyjobs.job_status, job_id bigint, era int)
+create or replace function pyjobs_internal.effective_status(status pyjobs.job_status, job_id bigint,
+    era int)
 returns pyjobs.job_status
 language sql volatile
 as $$

@@ -14,7 +14,8 @@ as $$
 declare
     too_many text;
 begin
-    select format('%s of %s items failed in stage %s, more than the threshold of %s', s.failed, s.total, s.key,
+    select format('%s of %s items failed in stage %s, more than the threshold of %s', s.failed,
+        s.total, s.key,
                   trim_scale(j.failure_threshold))
     into too_many
     from pyjobs_internal.job j

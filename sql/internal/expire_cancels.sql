@@ -1,4 +1,5 @@
--- pyjobs_internal.expire_cancels: end the jobs that are being cancelled and whose grace is over, or that have nothing out.
+-- pyjobs_internal.expire_cancels: end the jobs that are being cancelled and whose grace is over, or
+-- that have nothing out.
 --
 --   until   wait no longer than that
 -- Returns     what was done: action revoked; postponed for a job that could not be ended yet
@@ -14,9 +15,11 @@ declare
     ended boolean;
 begin
     for j in
-        select o.id, o.run, o.cancel_deadline from pyjobs_internal.job o where o.status = 'CANCELING' order by o.id
+        select o.id, o.run, o.cancel_deadline from pyjobs_internal.job o
+            where o.status = 'CANCELING' order by o.id
     loop
-        if j.cancel_deadline > pyjobs_internal.clock() and pyjobs_internal.obstacle_any(j.id, j.run, null) then
+        if j.cancel_deadline > pyjobs_internal.clock() and pyjobs_internal.obstacle_any(j.id, j.run,
+            null) then
             continue;
         end if;
         begin
@@ -25,7 +28,8 @@ begin
             ended := false;
         end;
         return query select case when ended then 'revoked' else 'postponed' end, j.id, null::bigint,
-            case when ended then format('cancelled, grace until %s', date_trunc('second', j.cancel_deadline))
+            case when ended then format('cancelled, grace until %s', date_trunc('second',
+                j.cancel_deadline))
                  else 'cancelled; a transaction in flight is in the way' end;
     end loop;
 end

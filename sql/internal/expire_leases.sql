@@ -1,9 +1,11 @@
 -- pyjobs_internal.expire_leases: take the leases that have run out from their holders.
---   Job by job, ascending, each in a subtransaction: where the last of a job cannot be closed because somebody's
---   transaction is in flight, that job's leases stay as they were for the next reaper.
+--   Job by job, ascending, each in a subtransaction: where the last of a job cannot be closed
+--   because somebody's transaction is in flight, that job's leases stay as they were for the next
+--   reaper.
 --
 --   until   wait no longer than that
--- Returns     what was done: action expired or failed (attempts used up), postponed for a job left alone
+-- Returns     what was done: action expired or failed (attempts used up), postponed for a job left
+--             alone
 -- Raises      nothing
 -- Locks       leased batches, by SKIP LOCKED; then as record_batch for the last
 -- Called by   reap, reap_leases
@@ -29,15 +31,18 @@ begin
         begin
             perform pyjobs_internal.bound_wait(expire_leases.until);
             for b in
-                select o.id, o.lease_epoch, o.attempt, o.worker, o.lease_expires_at from pyjobs_internal.batch o
-                where o.job_id = expired_job and o.state = 'leased' and o.lease_expires_at <= this_moment
+                select o.id, o.lease_epoch, o.attempt, o.worker, o.lease_expires_at
+                    from pyjobs_internal.batch o
+                where o.job_id = expired_job and o.state = 'leased'
+                    and o.lease_expires_at <= this_moment
                 order by o.id
                 for update skip locked
             loop
                 select * into returned from pyjobs_internal.return_batch(b.id, b.lease_epoch,
                     format('lease expired on attempt %s (worker %s)', b.attempt, b.worker), '0');
                 look := look or returned.look;
-                done := done || row(case returned.outcome when 'failed' then 'failed' else 'expired' end, expired_job, b.id,
+                done := done || row(case returned.outcome when 'failed' then 'failed'
+                    else 'expired' end, expired_job, b.id,
                     format('worker %s, attempt %s, overdue since %s', b.worker, b.attempt,
                            date_trunc('second', b.lease_expires_at)))::pyjobs.reaped;
             end loop;
@@ -45,7 +50,8 @@ begin
                 perform pyjobs_internal.advance_job(expired_job, false, 'reap');
             end if;
         exception when lock_not_available or deadlock_detected then
-            done := array[row('postponed', expired_job, null, 'a transaction in flight is in the way')::pyjobs.reaped];
+            done := array[row('postponed', expired_job, null,
+                'a transaction in flight is in the way')::pyjobs.reaped];
         end;
         return query select * from unnest(done);
     end loop;

@@ -31,7 +31,8 @@ begin
     end if;
     perform pyjobs_internal.lock_job(finish_cancel.job_id, finish_cancel.until);
     return pyjobs_internal.transition_job(finish_cancel.job_id, 'REVOKED', finish_cancel.by,
-        case when j.cancel_deadline <= pyjobs_internal.clock() then 'cancelled, and the grace is over'
+        case when j.cancel_deadline <= pyjobs_internal.clock()
+            then 'cancelled, and the grace is over'
              else 'cancelled, and nothing is leased' end);
 end
 $$;

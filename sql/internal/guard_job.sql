@@ -1,6 +1,7 @@
 -- pyjobs_internal.guard_job: the database's own refusal of an illegal change, from anybody.
---   Final is final: a row in a final state takes no update but the one that opens the next run (run + 1, RETRY, no finish
---   time). Any other change of status must be an allowed transition. Only final jobs are deleted.
+--   Final is final: a row in a final state takes no update but the one that opens the next run (run
+--   + 1, RETRY, no finish time). Any other change of status must be an allowed transition. Only
+--   final jobs are deleted.
 -- Returns     trigger
 -- Raises      PJ003
 -- Locks       nothing beyond the row that is written
@@ -23,25 +24,30 @@ begin
     if tg_op = 'DELETE' then
         if old.finished_at is null then
             raise exception 'job % is %: only a final job can be deleted', old.id, old.status
-                using errcode = 'PJ003', hint = format('End it first: select pyjobs.cancel_job(%s)', old.id);
+                using errcode = 'PJ003', hint = format('End it first: select pyjobs.cancel_job(%s)',
+                    old.id);
         end if;
         return old;
     end if;
 
     if old.finished_at is not null then
-        if new.id = old.id and new.queue = old.queue and new.run = old.run + 1 and new.status = 'RETRY'
+        if new.id = old.id and new.queue = old.queue and new.run = old.run + 1
+            and new.status = 'RETRY'
             and new.finished_at is null
         then
             return new;
         end if;
-        raise exception 'job % is %, which is final: nothing changes it within its run', old.id, old.status
+        raise exception 'job % is %, which is final: nothing changes it within its run', old.id,
+            old.status
             using errcode = 'PJ003',
                   detail = format('It ended at %s.', old.finished_at),
                   hint = format('Start its next run: select pyjobs.retry_job(%s)', old.id);
     end if;
 
-    if new.id <> old.id or new.queue <> old.queue or new.run <> old.run or new.created_at <> old.created_at then
-        raise exception 'job %: its id, queue, run and creation time do not change', old.id using errcode = 'PJ003';
+    if new.id <> old.id or new.queue <> old.queue or new.run <> old.run
+        or new.created_at <> old.created_at then
+        raise exception 'job %: its id, queue, run and creation time do not change',
+            old.id using errcode = 'PJ003';
     end if;
 
     if new.status <> old.status then

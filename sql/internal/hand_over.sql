@@ -1,10 +1,12 @@
--- pyjobs_internal.hand_over: see to it that somebody looks after a change of what counts as an obstacle.
---   Keeps one obstacle to the end of our transaction, so that its closer waits for us and then sees what we changed.
---   Where all are in flight it waits for one.
+-- pyjobs_internal.hand_over: see to it that somebody looks after a change of what counts as an
+-- obstacle.
+--   Keeps one obstacle to the end of our transaction, so that its closer waits for us and then sees
+--   what we changed. Where all are in flight it waits for one.
 --
 --   job_id, run   the job's run
 --   stage         the stage's number; null: the leased batches of all stages
--- Returns     true: one is kept; false: there is none, and what they stood in the way of can be done now
+-- Returns     true: one is kept; false: there is none, and what they stood in the way of can be
+--             done now
 -- Raises      55P03 past the caller's lock_timeout
 -- Locks       one batch's row, to the end of the transaction
 -- Called by   advance_job, cancel_job
@@ -16,12 +18,15 @@ declare
     kept bigint;
 begin
     loop
-        kept := pyjobs_internal.obstacle_lock(hand_over.job_id, hand_over.run, hand_over.stage, false);
+        kept := pyjobs_internal.obstacle_lock(hand_over.job_id, hand_over.run, hand_over.stage,
+            false);
         if kept is null then
-            if not pyjobs_internal.obstacle_any(hand_over.job_id, hand_over.run, hand_over.stage) then
+            if not pyjobs_internal.obstacle_any(hand_over.job_id, hand_over.run,
+                hand_over.stage) then
                 return false;
             end if;
-            kept := pyjobs_internal.obstacle_lock(hand_over.job_id, hand_over.run, hand_over.stage, true);
+            kept := pyjobs_internal.obstacle_lock(hand_over.job_id, hand_over.run, hand_over.stage,
+                true);
         end if;
         if kept is not null then
             update pyjobs_internal.batch b set error = b.error where b.id = kept;

@@ -22,7 +22,8 @@ begin
         worker := b.worker;
     else
         perform pyjobs_internal.raise_refused(held_lease.batch_id, held_lease.lease_epoch,
-            case when b.lease_epoch = held_lease.lease_epoch and b.state = 'recorded' then 'already' else 'stale' end);
+            case when b.lease_epoch = held_lease.lease_epoch and b.state = 'recorded' then 'already'
+                else 'stale' end);
     end if;
 end
 $$;

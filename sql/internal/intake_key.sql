@@ -1,5 +1,6 @@
 -- pyjobs_internal.intake_key: the advisory lock under which items are added to an unsealed job.
---   add_items holds it shared; who seals or ends an unsealed job takes it exclusively, so that no items are in flight.
+--   add_items holds it shared; who seals or ends an unsealed job takes it exclusively, so that no
+--   items are in flight.
 --
 --   job_id   the job
 -- Returns     the lock's key

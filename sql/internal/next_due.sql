@@ -1,8 +1,8 @@
 -- pyjobs_internal.next_due: when can a batch of this job be claimed?
 --
 --   job_id   the job
--- Returns     a time, past or future; null where none can be, as things stand (not claimable, paused, nothing pending in an
---             open stage)
+-- Returns     a time, past or future; null where none can be, as things stand (not claimable,
+--             paused, nothing pending in an open stage)
 -- Raises      nothing
 -- Locks       nothing
 -- Called by   settle_offer, claim_from_offers
@@ -29,7 +29,8 @@ begin
     loop
         select b.due_at into due
         from pyjobs_internal.batch b
-        where b.job_id = next_due.job_id and b.run = j.run and b.stage = s.no and b.state = 'pending'
+        where b.job_id = next_due.job_id and b.run = j.run and b.stage = s.no
+            and b.state = 'pending'
         order by b.job_id, b.run, b.stage, b.due_at, b.pos
         limit 1;
         earliest := least(earliest, due);

@@ -1,5 +1,6 @@
 -- pyjobs_internal.note_worker: remember that a worker asked for work.
---   At most one write in 5 seconds for each worker, and never a wait: where two sessions use one name, one of them skips.
+--   At most one write in 5 seconds for each worker, and never a wait: where two sessions use one
+--   name, one of them skips.
 --
 --   worker   its name
 --   queues   the queues that it asked for; null: as before
@@ -23,7 +24,8 @@ begin
         return;
     end if;
     insert into pyjobs_internal.worker as w (name, queues, last_seen, last_empty_at)
-    values (note_worker.worker, coalesce(note_worker.queues, '{}'), this_moment, case when note_worker.empty then this_moment end)
+    values (note_worker.worker, coalesce(note_worker.queues, '{}'), this_moment, case
+        when note_worker.empty then this_moment end)
     on conflict (name) do update
     set queues = coalesce(note_worker.queues, w.queues), last_seen = excluded.last_seen,
         last_empty_at = coalesce(excluded.last_empty_at, w.last_empty_at);

@@ -19,7 +19,8 @@ begin
         limit 1;
     else
         perform from pyjobs_internal.batch b
-        where b.job_id = obstacle_any.job_id and b.run = obstacle_any.run and b.stage = obstacle_any.stage
+        where b.job_id = obstacle_any.job_id and b.run = obstacle_any.run
+            and b.stage = obstacle_any.stage
             and b.state in ('pending', 'leased')
         order by b.job_id, b.run, b.stage, (-b.id)
         limit 1;

@@ -1,6 +1,8 @@
--- pyjobs_internal.obstacle_quiet: is there an obstacle that nobody is changing? Read without a lock.
---   Obstacles are a stage's open batches; for a job that is being cancelled, the leased batches of its run.
---   A row is quiet where no transaction has touched it since the one that wrote it. Anything else is unsure.
+-- pyjobs_internal.obstacle_quiet: is there an obstacle that nobody is changing? Read without a
+-- lock.
+--   Obstacles are a stage's open batches; for a job that is being cancelled, the leased batches of
+--   its run. A row is quiet where no transaction has touched it since the one that wrote it.
+--   Anything else is unsure.
 --
 --   job_id, run   the job's run
 --   stage         the stage's number; null: the leased batches of all stages
@@ -21,7 +23,8 @@ begin
         limit 1;
     else
         perform from pyjobs_internal.batch b
-        where b.job_id = obstacle_quiet.job_id and b.run = obstacle_quiet.run and b.stage = obstacle_quiet.stage
+        where b.job_id = obstacle_quiet.job_id and b.run = obstacle_quiet.run
+            and b.stage = obstacle_quiet.stage
             and b.state in ('pending', 'leased')
             and (b.xmax = '0'::xid or b.xmax = b.xmin)
         order by b.job_id, b.run, b.stage, (-b.id)

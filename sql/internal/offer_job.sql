@@ -1,15 +1,16 @@
 -- pyjobs_internal.offer_job: see to it that claims which may take any job find this one.
---   Called by whoever makes a batch claimable. An offer that stands will do, if it cannot be withdrawn before we commit:
---   who withdraws takes the offer's advisory lock exclusively, we take it shared. Not got: he cannot see our batches yet,
---   so we add an offer of our own; one too many does no harm. Neither ever waits for the other.
+--   Called by whoever makes a batch claimable. An offer that stands will do, if it cannot be
+--   withdrawn before we commit: who withdraws takes the offer's advisory lock exclusively, we take
+--   it shared. Not got: he cannot see our batches yet, so we add an offer of our own; one too many
+--   does no harm. Neither ever waits for the other.
 --
 --   job_id   the job
 --   due_at   from when on there is something to claim; null: now
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       the offer's advisory lock, shared, by try
--- Called by   enqueue_job, add_items, record_batch (items for the next stage), complete_stage, return_batch, expire_leases,
---             resume_job, resolve_job, retry_job
+-- Called by   enqueue_job, add_items, record_batch (items for the next stage), complete_stage,
+--             return_batch, expire_leases, resume_job, resolve_job, retry_job
 create or replace function pyjobs_internal.offer_job(job_id bigint, due_at timestamptz default null)
 returns void
 language plpgsql

@@ -1,4 +1,5 @@
--- pyjobs_internal.offer_key: the advisory lock that stands between who offers a job's batches and who withdraws the offer.
+-- pyjobs_internal.offer_key: the advisory lock that stands between who offers a job's batches and
+-- who withdraws the offer.
 --   Both take it by try only: shared to offer, exclusively to withdraw. See offer_job.
 --
 --   job_id   the job

@@ -13,11 +13,14 @@ as $$
 declare
     seen pyjobs.job_status := pyjobs_internal.status_of(raise_illegal.job_id);
 begin
-    raise exception 'job % is %: it cannot become %', raise_illegal.job_id, seen, raise_illegal.to_status
+    raise exception 'job % is %: it cannot become %', raise_illegal.job_id, seen,
+        raise_illegal.to_status
         using errcode = 'PJ003',
               detail = format('That is possible from %s.',
                   (select string_agg(t.from_status::text, ', ' order by t.from_status)
-                   from pyjobs_internal.job_transition t where t.to_status = raise_illegal.to_status)),
-              hint = format('Ask what it waits for: select * from pyjobs.explain_job(%s). Nothing was changed.', raise_illegal.job_id);
+                   from pyjobs_internal.job_transition t
+                       where t.to_status = raise_illegal.to_status)),
+              hint = format('Ask what it waits for: select * from pyjobs.explain_job(%s). Nothing '
+                            'was changed.', raise_illegal.job_id);
 end
 $$;

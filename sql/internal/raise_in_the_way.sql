@@ -18,7 +18,8 @@ begin
         where l.granted and l.locktype = 'advisory' and l.objsubid = 1
             and l.database = (select d.oid from pg_database d where d.datname = current_database())
             and (l.classid::bigint << 32) | l.objid::bigint in (
-                pyjobs_internal.serving_key(raise_in_the_way.job_id), pyjobs_internal.intake_key(raise_in_the_way.job_id),
+                pyjobs_internal.serving_key(raise_in_the_way.job_id),
+                    pyjobs_internal.intake_key(raise_in_the_way.job_id),
                 pyjobs_internal.offer_key(raise_in_the_way.job_id))
         union
         select l.pid
@@ -29,18 +30,23 @@ begin
             union
             select j.xmax from pyjobs_internal.job j where j.id = raise_in_the_way.job_id
             union
-            select o.xmax from pyjobs_internal.offer o where o.job_id = raise_in_the_way.job_id and o.xmax <> '0'::xid)
+            select o.xmax from pyjobs_internal.offer o where o.job_id = raise_in_the_way.job_id
+                and o.xmax <> '0'::xid)
     )
-    select string_agg(format('pid %s (%s)', h.pid, concat_ws(', ', a.usename, nullif(a.application_name, ''), a.state,
-                                                             'transaction since ' || a.xact_start)), '; ' order by h.pid)
+    select string_agg(format('pid %s (%s)', h.pid, concat_ws(', ', a.usename,
+        nullif(a.application_name, ''), a.state,
+                                                             'transaction since ' || a.xact_start)),
+                                                                 '; ' order by h.pid)
     into sessions
     from holder h
     left join pg_stat_activity a on a.pid = h.pid
     where h.pid <> pg_backend_pid();
 
-    raise exception 'job % cannot be changed now: transactions in flight are in the way', raise_in_the_way.job_id
+    raise exception 'job % cannot be changed now: transactions in flight are in the way',
+        raise_in_the_way.job_id
         using errcode = 'PJ006',
               detail = coalesce(format('In the way: %s.', sessions), 'They have ended meanwhile.'),
-              hint = 'Call again when they have ended, or end one: select pg_terminate_backend(pid). Nothing was changed.';
+              hint = 'Call again when they have ended, or end one: select '
+                     'pg_terminate_backend(pid). Nothing was changed.';
 end
 $$;

@@ -16,6 +16,7 @@ begin
         using errcode = 'PJ005',
               detail = case when raise_invalid.got is null then 'It is null.'
                             else format('It is %s.', left(raise_invalid.got, 200)) end,
-              hint = format('Call again with %s %s. Nothing was changed.', raise_invalid.argument, raise_invalid.should_be);
+              hint = format('Call again with %s %s. Nothing was changed.', raise_invalid.argument,
+                  raise_invalid.should_be);
 end
 $$;

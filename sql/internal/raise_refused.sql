@@ -7,14 +7,16 @@
 -- Raises      PJ001 (stale), PJ002 (already), PJ004 (unknown), always
 -- Locks       nothing
 -- Called by   record_batch, record_and_claim, extend_lease, release_batch
-create or replace function pyjobs_internal.raise_refused(batch_id bigint, lease_epoch bigint, outcome text)
+create or replace function pyjobs_internal.raise_refused(batch_id bigint, lease_epoch bigint,
+    outcome text)
 returns void
 language plpgsql
 as $$
 declare
     b record;
 begin
-    select o.job_id, o.run, o.lease_epoch, o.state, o.worker, o.closed_at, s.key as stage, j.run as job_run,
+    select o.job_id, o.run, o.lease_epoch, o.state, o.worker, o.closed_at, s.key as stage,
+        j.run as job_run,
            pyjobs_internal.effective_status(j.status, j.id, j.era) as status
     into b
     from pyjobs_internal.batch o
@@ -26,17 +28,23 @@ begin
     end if;
 
     if raise_refused.outcome = 'already' then
-        raise exception 'batch % was already recorded under lease epoch %', raise_refused.batch_id, raise_refused.lease_epoch
+        raise exception 'batch % was already recorded under lease epoch %', raise_refused.batch_id,
+            raise_refused.lease_epoch
             using errcode = 'PJ002',
-                  detail = format('Job %s (%s), stage %s; recorded at %s.', b.job_id, b.status, b.stage, b.closed_at),
-                  hint = 'After a lost commit acknowledgement this means success. Nothing was counted twice.';
+                  detail = format('Job %s (%s), stage %s; recorded at %s.', b.job_id, b.status,
+                      b.stage, b.closed_at),
+                  hint = 'After a lost commit acknowledgement this means success. Nothing was '
+                         'counted twice.';
     end if;
-    raise exception 'the lease on batch % with epoch % is stale', raise_refused.batch_id, raise_refused.lease_epoch
+    raise exception 'the lease on batch % with epoch % is stale', raise_refused.batch_id,
+        raise_refused.lease_epoch
         using errcode = 'PJ001',
-              detail = format('Job %s is %s, run %s; the batch is of run %s, stage %s, %s, its epoch is %s%s.',
+              detail = format('Job %s is %s, run %s; the batch is of run %s, stage %s, %s, its '
+                              'epoch is %s%s.',
                   b.job_id, b.status, b.job_run, b.run, b.stage, b.state, b.lease_epoch,
                   case when b.state = 'leased' then format(', leased by %s', b.worker) else '' end),
-              hint = format('Roll back and drop the result. Then report it: select pyjobs.report_refused(%s, %s, ''PJ001'')',
+              hint = format('Roll back and drop the result. Then report it: select '
+                            'pyjobs.report_refused(%s, %s, ''PJ001'')',
                   raise_refused.batch_id, raise_refused.lease_epoch);
 end
 $$;

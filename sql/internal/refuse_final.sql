@@ -14,7 +14,8 @@ begin
         raise exception 'job % is %, which is final', (refuse_final.j).id, (refuse_final.j).status
             using errcode = 'PJ006',
                   detail = format('It ended at %s.', (refuse_final.j).finished_at),
-                  hint = format('Start its next run: select pyjobs.retry_job(%s). Nothing was changed.', (refuse_final.j).id);
+                  hint = format('Start its next run: select pyjobs.retry_job(%s). Nothing was '
+                                'changed.', (refuse_final.j).id);
     end if;
 end
 $$;

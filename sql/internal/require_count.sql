@@ -12,7 +12,8 @@ language plpgsql
 as $$
 begin
     if require_count.value is null or require_count.value not between 1 and 1000000 then
-        perform pyjobs_internal.raise_invalid(require_count.argument, 'a whole number from 1 to 1000000', require_count.value::text);
+        perform pyjobs_internal.raise_invalid(require_count.argument,
+            'a whole number from 1 to 1000000', require_count.value::text);
     end if;
 end
 $$;

@@ -11,8 +11,10 @@ returns void
 language plpgsql
 as $$
 begin
-    if require_interval.value is null or require_interval.value < interval '0' or require_interval.value > interval '365 days' then
-        perform pyjobs_internal.raise_invalid(require_interval.argument, 'an interval from 0 to 365 days', require_interval.value::text);
+    if require_interval.value is null or require_interval.value < interval '0'
+        or require_interval.value > interval '365 days' then
+        perform pyjobs_internal.raise_invalid(require_interval.argument,
+            'an interval from 0 to 365 days', require_interval.value::text);
     end if;
 end
 $$;

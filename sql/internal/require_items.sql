@@ -16,7 +16,8 @@ begin
             coalesce('a JSON ' || jsonb_typeof(require_items.items), null));
     end if;
     if jsonb_array_length(require_items.items) > 10000000 then
-        perform pyjobs_internal.raise_invalid(require_items.argument, 'a JSON array of at most 10000000 items',
+        perform pyjobs_internal.raise_invalid(require_items.argument,
+            'a JSON array of at most 10000000 items',
             format('%s items long', jsonb_array_length(require_items.items)));
     end if;
 end

@@ -10,8 +10,10 @@ returns void
 language plpgsql
 as $$
 begin
-    if require_lease.lease is null or require_lease.lease <= interval '0' or require_lease.lease > interval '1 day' then
-        perform pyjobs_internal.raise_invalid('lease', 'an interval of more than 0 and at most 1 day', require_lease.lease::text);
+    if require_lease.lease is null or require_lease.lease <= interval '0'
+        or require_lease.lease > interval '1 day' then
+        perform pyjobs_internal.raise_invalid('lease',
+            'an interval of more than 0 and at most 1 day', require_lease.lease::text);
     end if;
 end
 $$;

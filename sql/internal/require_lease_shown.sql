@@ -11,10 +11,12 @@ language plpgsql
 as $$
 begin
     if require_lease_shown.batch_id is null then
-        perform pyjobs_internal.raise_invalid('batch_id', 'the batch_id that the claim returned', null);
+        perform pyjobs_internal.raise_invalid('batch_id', 'the batch_id that the claim returned',
+            null);
     end if;
     if require_lease_shown.lease_epoch is null then
-        perform pyjobs_internal.raise_invalid('lease_epoch', 'the lease_epoch that the claim returned', null);
+        perform pyjobs_internal.raise_invalid('lease_epoch',
+            'the lease_epoch that the claim returned', null);
     end if;
 end
 $$;

@@ -1,13 +1,15 @@
 -- pyjobs_internal.require_names: check an array of names.
 --
 --   argument   its name
---   value      what came: one dimension, 1 to 100 names of 1 to 200 characters, none null, none twice
+--   value      what came: one dimension, 1 to 100 names of 1 to 200 characters, none null, none
+--              twice
 --   may_be_empty  whether no name at all will do
 -- Returns     nothing
 -- Raises      PJ005
 -- Locks       nothing
 -- Called by   the public functions that take queues, stages or barriers
-create or replace function pyjobs_internal.require_names(argument text, value text[], may_be_empty boolean default false)
+create or replace function pyjobs_internal.require_names(argument text, value text[],
+    may_be_empty boolean default false)
 returns void
 language plpgsql
 as $$
@@ -22,9 +24,11 @@ begin
         or exists (select from unnest(require_names.value) v (name)
                    where coalesce(v.name, '') = '' or length(v.name) > 200)
         or (cardinality(require_names.value) > 1
-            and (select count(distinct v.name) from unnest(require_names.value) v (name)) < cardinality(require_names.value))
+            and (select count(distinct v.name)
+                from unnest(require_names.value) v (name)) < cardinality(require_names.value))
     then
-        perform pyjobs_internal.raise_invalid(require_names.argument, should_be, require_names.value::text);
+        perform pyjobs_internal.raise_invalid(require_names.argument, should_be,
+            require_names.value::text);
     end if;
 end
 $$;

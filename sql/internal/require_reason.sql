@@ -12,7 +12,8 @@ language plpgsql
 as $$
 begin
     if length(require_reason.value) > 10000 then
-        perform pyjobs_internal.raise_invalid(require_reason.argument, 'a text of at most 10000 characters',
+        perform pyjobs_internal.raise_invalid(require_reason.argument,
+            'a text of at most 10000 characters',
             format('%s characters long', length(require_reason.value)));
     end if;
 end

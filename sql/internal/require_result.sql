@@ -1,4 +1,5 @@
--- pyjobs_internal.require_result: check what a worker says of a batch, as far as it can be checked without the batch.
+-- pyjobs_internal.require_result: check what a worker says of a batch, as far as it can be checked
+-- without the batch.
 --
 --   failed    [{"index": whole number from 0, "error": string}, ..], each index once
 --   counters  {name: whole number from 0 to 9223372036854775807, ..}
@@ -15,20 +16,23 @@ declare
 begin
     if require_result.failed is distinct from '[]'::jsonb then
         if jsonb_typeof(require_result.failed) is distinct from 'array' then
-            perform pyjobs_internal.raise_invalid('failed', 'a JSON array of {"index": .., "error": ..}',
+            perform pyjobs_internal.raise_invalid('failed',
+                'a JSON array of {"index": .., "error": ..}',
                 'a JSON ' || jsonb_typeof(require_result.failed));
         end if;
         select f.entry::text into bad
         from jsonb_array_elements(require_result.failed) f (entry)
         where not coalesce(
             case when jsonb_typeof(f.entry) = 'object' then
-                jsonb_typeof(f.entry -> 'index') = 'number' and jsonb_typeof(f.entry -> 'error') = 'string'
+                jsonb_typeof(f.entry -> 'index') = 'number'
+                    and jsonb_typeof(f.entry -> 'error') = 'string'
                 and f.entry - array['index', 'error'] = '{}'
             end, false)
         limit 1;
         if found then
             perform pyjobs_internal.raise_invalid('failed',
-                'a JSON array of {"index": whole number from 0, "error": string} and nothing else', bad);
+                'a JSON array of {"index": whole number from 0, "error": string} and nothing else',
+                    bad);
         end if;
         select f.entry::text into bad
         from jsonb_array_elements(require_result.failed) f (entry)
@@ -36,15 +40,18 @@ begin
             or (f.entry ->> 'index')::numeric <> trunc((f.entry ->> 'index')::numeric)
         limit 1;
         if found then
-            perform pyjobs_internal.raise_invalid('failed', 'a JSON array whose indexes are whole numbers from 0', bad);
+            perform pyjobs_internal.raise_invalid('failed',
+                'a JSON array whose indexes are whole numbers from 0', bad);
         end if;
         select f.index::text into bad
-        from (select (e.entry ->> 'index')::numeric as index from jsonb_array_elements(require_result.failed) e (entry)) f
+        from (select (e.entry ->> 'index')::numeric as index
+            from jsonb_array_elements(require_result.failed) e (entry)) f
         group by f.index
         having count(*) > 1
         limit 1;
         if found then
-            perform pyjobs_internal.raise_invalid('failed', 'a JSON array that names each index once', format('index %s, twice', bad));
+            perform pyjobs_internal.raise_invalid('failed',
+                'a JSON array that names each index once', format('index %s, twice', bad));
         end if;
     end if;
 
@@ -57,7 +64,8 @@ begin
         from jsonb_each(require_result.counters) c (name, value)
         where c.name = '' or length(c.name) > 200
             or case when jsonb_typeof(c.value) = 'number' then
-                    c.value::numeric not between 0 and 9223372036854775807 or c.value::numeric <> trunc(c.value::numeric)
+                    c.value::numeric not between 0 and 9223372036854775807
+                        or c.value::numeric <> trunc(c.value::numeric)
                else true end
         limit 1;
         if found then

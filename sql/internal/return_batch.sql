@@ -1,11 +1,13 @@
--- pyjobs_internal.return_batch: take a leased batch from its holder: back to the queue, or failed when its attempts are
---   used up. It goes to the end of the order of service, so that nothing becomes pending behind one that was passed.
+-- pyjobs_internal.return_batch: take a leased batch from its holder: back to the queue, or failed
+-- when its attempts are
+--   used up. It goes to the end of the order of service, so that nothing becomes pending behind one
+--   that was passed.
 --
 --   batch_id, lease_epoch  the lease
 --   error     why; null: it is given back without fault and costs no attempt
 --   retry_in  how long it waits before it can be claimed again
--- Returns     outcome: pending, failed, or null where the lease no longer holds; job_id; look: whether the caller must look
---             whether that was the last obstacle (advance_job)
+-- Returns     outcome: pending, failed, or null where the lease no longer holds; job_id; look:
+--             whether the caller must look whether that was the last obstacle (advance_job)
 -- Raises      nothing
 -- Locks       the batch's row
 -- Called by   release_batch, expire_leases
@@ -15,7 +17,8 @@ create or replace function pyjobs_internal.return_batch(
 language plpgsql
 as $$
 declare
-    due timestamptz := case when return_batch.retry_in > interval '0' then pyjobs_internal.clock() + return_batch.retry_in
+    due timestamptz := case when return_batch.retry_in > interval '0'
+        then pyjobs_internal.clock() + return_batch.retry_in
                        else '-infinity' end;
     spent boolean;
 begin
@@ -30,8 +33,10 @@ begin
         failed_count = case when spent then b.item_count else 0 end,
         attempt = b.attempt - (return_batch.error is null)::int,
         error = coalesce(return_batch.error, b.error),
-        lease_expires_at = null, returned_at = pyjobs_internal.clock(), due_at = due, pos = nextval('pyjobs_internal.batch_id')
-    where b.id = return_batch.batch_id and b.lease_epoch = return_batch.lease_epoch and b.state = 'leased'
+        lease_expires_at = null, returned_at = pyjobs_internal.clock(), due_at = due,
+            pos = nextval('pyjobs_internal.batch_id')
+    where b.id = return_batch.batch_id and b.lease_epoch = return_batch.lease_epoch
+        and b.state = 'leased'
     returning b.state, b.job_id into outcome, job_id;
     if not found then
         return;
@@ -41,6 +46,7 @@ begin
     end if;
     -- When cancelling, any lease that ends may be the last.
     look := outcome = 'failed'
-        or exists (select from pyjobs_internal.job j where j.id = return_batch.job_id and j.status = 'CANCELING');
+        or exists (select from pyjobs_internal.job j where j.id = return_batch.job_id
+            and j.status = 'CANCELING');
 end
 $$;

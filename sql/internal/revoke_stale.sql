@@ -1,10 +1,12 @@
--- pyjobs_internal.revoke_stale: the last resort: end the jobs that nobody works although workers ask.
+-- pyjobs_internal.revoke_stale: the last resort: end the jobs that nobody works although workers
+-- ask.
 --
 --   stale_after  for how long
 --   until        wait no longer than that
 -- Returns     what was done: action revoked; postponed for a job that could not be ended yet
 -- Raises      nothing
--- Locks       as cancel_job, for each; every job in a subtransaction. It is looked at again under the locks
+-- Locks       as cancel_job, for each; every job in a subtransaction. It is looked at again under
+--             the locks
 -- Called by   reap
 create or replace function pyjobs_internal.revoke_stale(stale_after interval, until timestamptz)
 returns setof pyjobs.reaped
@@ -14,13 +16,15 @@ declare
     j record;
     action text;
 begin
-    for j in select s.stale_id, s.why from pyjobs_internal.stale_jobs(revoke_stale.stale_after) s loop
+    for j in select s.stale_id, s.why from pyjobs_internal.stale_jobs(
+        revoke_stale.stale_after) s loop
         action := 'postponed';
         begin
             if pyjobs_internal.stop_serving(j.stale_id, revoke_stale.until) then
                 perform pyjobs_internal.lock_job(j.stale_id, revoke_stale.until);
                 perform from pyjobs_internal.stale_jobs(revoke_stale.stale_after, j.stale_id);
-                if found and pyjobs_internal.transition_job(j.stale_id, 'REVOKED', 'reap', 'stale: ' || j.why) then
+                if found and pyjobs_internal.transition_job(j.stale_id, 'REVOKED', 'reap', 'stale: '
+                    || j.why) then
                     action := 'revoked';
                 end if;
             end if;

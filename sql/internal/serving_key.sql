@@ -1,5 +1,6 @@
 -- pyjobs_internal.serving_key: the advisory lock under which a job's batches are claimed.
---   Claims hold it shared, and only by try; who stops a job takes it exclusively, so that no claim is in flight.
+--   Claims hold it shared, and only by try; who stops a job takes it exclusively, so that no claim
+--   is in flight.
 --
 --   job_id   the job
 -- Returns     the lock's key: a hash of 64 bits, so that it keeps clear of the application's own

@@ -11,7 +11,8 @@ returns pyjobs.job_status
 language plpgsql
 as $$
 declare
-    j pyjobs_internal.job := pyjobs_internal.lock_job(set_paused.job_id, clock_timestamp() + interval '800 milliseconds');
+    j pyjobs_internal.job := pyjobs_internal.lock_job(set_paused.job_id,
+        clock_timestamp() + interval '800 milliseconds');
 begin
     perform pyjobs_internal.refuse_final(j);
     update pyjobs_internal.job o

@@ -1,6 +1,8 @@
--- pyjobs_internal.settle_offer: withdraw the offers of a job that has nothing to claim, or put them off until it has.
---   Called by who came for work and found none, or took the last. See offer_job for why nothing is lost: with the
---   exclusive lock nobody who makes a batch claimable is in flight, so that a fresh look sees them all.
+-- pyjobs_internal.settle_offer: withdraw the offers of a job that has nothing to claim, or put them
+-- off until it has.
+--   Called by who came for work and found none, or took the last. See offer_job for why nothing is
+--   lost: with the exclusive lock nobody who makes a batch claimable is in flight, so that a fresh
+--   look sees them all.
 --
 --   job_id   the job
 -- Returns     nothing

@@ -26,7 +26,7 @@ as $$
         coalesce(
             (select jsonb_object_agg(per_counter.key, per_counter.added)
              from (
-                 select c.key, sum(c.value::numeric) as added
+                 select c.key, trim_scale(sum(c.value::numeric)) as added
                  from pyjobs_internal.batch r
                  cross join lateral jsonb_each_text(r.counters) c
                  where r.job_id = stage_counts.job_id

@@ -1,9 +1,11 @@
--- pyjobs_internal.stop_serving: take the locks under which a job's batches are claimed, and items added, for ourselves.
+-- pyjobs_internal.stop_serving: take the locks under which a job's batches are claimed, and items
+-- added, for ourselves.
 --   While we wait new claims already give way: their try fails.
 --
 --   job_id   the job
 --   until    wait no longer than that
--- Returns     true: no claim is in flight, nor items for an unsealed job, until our transaction ends; false: past the bound
+-- Returns     true: no claim is in flight, nor items for an unsealed job, until our transaction
+--             ends; false: past the bound
 -- Raises      nothing
 -- Locks       the job's intake lock (where unsealed) and serving lock, exclusively
 -- Called by   cancel_job, finalize_job, quarantine_job, retry_job, finish_cancel, reap

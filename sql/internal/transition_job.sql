@@ -1,11 +1,13 @@
--- pyjobs_internal.transition_job: the one guarded transition. Cancel, reap, finalize, quarantine, resolve, release and the
+-- pyjobs_internal.transition_job: the one guarded transition. Cancel, reap, finalize, quarantine,
+-- resolve, release and the
 --   last batch all go through it: one statement that fires only from a state that allows it.
 --
 --   job_id     the job
 --   to_status  where it is to go
 --   by         who does it: a worker's name, or the call
 --   reason     why; may be null
--- Returns     whether it went there; false: its state (read afresh, under its lock) does not allow it
+-- Returns     whether it went there; false: its state (read afresh, under its lock) does not allow
+--             it
 -- Raises      nothing of its own
 -- Locks       the job's row, to the end of the transaction
 -- Called by   advance_job and the operators' functions
@@ -21,12 +23,14 @@ declare
 begin
     perform from pyjobs_internal.job j where j.id = transition_job.job_id for update;
     from_seen := pyjobs_internal.status_of(transition_job.job_id);
-    select s.final into ends from pyjobs_internal.job_state s where s.status = transition_job.to_status;
+    select s.final into ends from pyjobs_internal.job_state s
+        where s.status = transition_job.to_status;
 
     update pyjobs_internal.job j
     set status = transition_job.to_status,
         era = j.era + (transition_job.to_status = 'RETRY')::int,
-        cancel_deadline = case when transition_job.to_status = 'CANCELING' then pyjobs_internal.clock() end,
+        cancel_deadline = case when transition_job.to_status = 'CANCELING'
+            then pyjobs_internal.clock() end,
         finished_at = case when ends then pyjobs_internal.clock() end,
         finished_by = case when ends then transition_job.by end,
         finished_role = case when ends then session_user end,
@@ -41,8 +45,10 @@ begin
         return false;
     end if;
     if not ends then
-        insert into pyjobs_internal.history (job_id, at, run, from_status, to_status, session_role, by, reason)
-        values (changed.id, pyjobs_internal.clock(), changed.run, from_seen, transition_job.to_status, session_user,
+        insert into pyjobs_internal.history (job_id, at, run, from_status, to_status, session_role,
+            by, reason)
+        values (changed.id, pyjobs_internal.clock(), changed.run, from_seen,
+            transition_job.to_status, session_user,
                 transition_job.by, transition_job.reason);
     end if;
     return true;

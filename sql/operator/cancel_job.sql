@@ -1,16 +1,21 @@
 -- pyjobs.cancel_job: stop a job. Claims stop at once.
---   With nothing leased it is REVOKED here; with leases out CANCELING, and whoever closes the last of them ends it.
+--   With nothing leased it is REVOKED here; with leases out CANCELING, and whoever closes the last
+--   of them ends it.
 --
 --   job_id  the job
 --   reason  why, for the history; may be null
---   grace   how long leased batches may still be recorded; 0 fences them now; 0 to 365 days. Called again: the earlier
---           deadline holds
--- Returns     job_status: REVOKED; CANCELING, also with grace 0 where a transaction in flight is in the way (the next to close
---             a lease, or reap, ends it then); on a final job its state, and what it still held is freed
--- Raises      PJ004 no such job, PJ005 bad argument, PJ006 somebody is ending the job at this moment, PJ007 isolation level
--- Locks       the job's serving lock (and intake lock where unsealed), leased batches, the job's row; it waits at most 1 second
+--   grace   how long leased batches may still be recorded; 0 fences them now; 0 to 365 days. Called
+--           again: the earlier deadline holds
+-- Returns     job_status: REVOKED; CANCELING, also with grace 0 where a transaction in flight is in
+--             the way (the next to close a lease, or reap, ends it then); on a final job its state,
+--             and what it still held is freed
+-- Raises      PJ004 no such job, PJ005 bad argument, PJ006 somebody is ending the job at this
+--             moment, PJ007 isolation level
+-- Locks       the job's serving lock (and intake lock where unsealed), leased batches, the job's
+--             row; it waits at most 1 second
 -- Called by   operators
-create or replace function pyjobs.cancel_job(job_id bigint, reason text default null, grace interval default '30 seconds')
+create or replace function pyjobs.cancel_job(job_id bigint, reason text default null,
+    grace interval default '30 seconds')
 returns pyjobs.job_status
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
 as $$

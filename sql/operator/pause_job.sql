@@ -1,4 +1,5 @@
--- pyjobs.pause_job: claim nothing more of a job. Work in flight may be recorded, and may end it. Safe to repeat.
+-- pyjobs.pause_job: claim nothing more of a job. Work in flight may be recorded, and may end it.
+-- Safe to repeat.
 --
 --   job_id   the job; not final
 -- Returns     the job's status, which this does not change

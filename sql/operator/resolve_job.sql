@@ -4,8 +4,10 @@
 --   status  RETRY: go on with the same run; FAILURE: end it
 --   reason  why, for the history
 -- Returns     the job's status
--- Raises      PJ003 it is not UNKNOWN, PJ004 no such job, PJ005 bad argument, PJ006 its row is held, PJ007 isolation level
--- Locks       the job's row; where nothing is left to do, as record_batch for the last. It waits at most 1 second
+-- Raises      PJ003 it is not UNKNOWN, PJ004 no such job, PJ005 bad argument, PJ006 its row is
+--             held, PJ007 isolation level
+-- Locks       the job's row; where nothing is left to do, as record_batch for the last. It waits at
+--             most 1 second
 -- Called by   operators
 create or replace function pyjobs.resolve_job(job_id bigint, status pyjobs.job_status, reason text)
 returns pyjobs.job_status
@@ -15,18 +17,21 @@ declare
     j pyjobs_internal.job;
 begin
     if resolve_job.status is null or resolve_job.status not in ('RETRY', 'FAILURE') then
-        perform pyjobs_internal.raise_invalid('status', 'RETRY or FAILURE', resolve_job.status::text);
+        perform pyjobs_internal.raise_invalid('status', 'RETRY or FAILURE',
+            resolve_job.status::text);
     end if;
     if coalesce(resolve_job.reason, '') = '' then
         perform pyjobs_internal.raise_invalid('reason', 'a text that says why', resolve_job.reason);
     end if;
     perform pyjobs_internal.require_reason('reason', resolve_job.reason);
     perform pyjobs_internal.require_read_committed();
-    j := pyjobs_internal.lock_job(resolve_job.job_id, clock_timestamp() + interval '800 milliseconds');
+    j := pyjobs_internal.lock_job(resolve_job.job_id,
+        clock_timestamp() + interval '800 milliseconds');
     if j.status <> 'UNKNOWN' then
         perform pyjobs_internal.raise_illegal(j.id, resolve_job.status);
     end if;
-    perform pyjobs_internal.transition_job(j.id, resolve_job.status, 'resolve_job', resolve_job.reason);
+    perform pyjobs_internal.transition_job(j.id, resolve_job.status, 'resolve_job',
+        resolve_job.reason);
     if resolve_job.status = 'RETRY' then
         perform pyjobs_internal.offer_job(j.id);
         perform pyjobs_internal.advance_job(j.id, true, 'resolve_job');

@@ -4,7 +4,8 @@
 --   items   a JSON array; cut into batches of the job's batch_size
 --   stage   which stage; null: the first
 -- Returns     the job's status
--- Raises      PJ004 no such job, PJ005 bad argument, PJ006 sealed, cancelling or final, PJ007 isolation level
+-- Raises      PJ004 no such job, PJ005 bad argument, PJ006 sealed, cancelling or final, PJ007
+--             isolation level
 -- Locks       the job's intake lock, shared, to the end of the transaction: seal_job waits for it
 -- Called by   producers
 create or replace function pyjobs.add_items(job_id bigint, items jsonb, stage text default null)
@@ -22,7 +23,8 @@ begin
     perform pyjobs_internal.require_items('items', add_items.items);
 
     perform pg_advisory_xact_lock_shared(pyjobs_internal.intake_key(add_items.job_id));
-    select job.id, job.run, job.status, job.sealed, job.batch_size, state.final, state.running into j
+    select job.id, job.run, job.status, job.sealed, job.batch_size, state.final,
+        state.running into j
     from pyjobs_internal.job job
     join pyjobs_internal.job_state state on state.status = job.status
     where job.id = add_items.job_id;
@@ -32,7 +34,8 @@ begin
     if j.final or j.sealed or j.status = 'CANCELING' then
         raise exception 'job % takes no more items', j.id
             using errcode = 'PJ006',
-                  detail = case when j.final or j.status = 'CANCELING' then format('It is %s.', j.status) else 'It is sealed.' end,
+                  detail = case when j.final or j.status = 'CANCELING' then format('It is %s.',
+                      j.status) else 'It is sealed.' end,
                   hint = 'Make a new job of them. Nothing was changed.';
     end if;
     select t.no, t.open into s
@@ -46,7 +49,8 @@ begin
             add_items.stage);
     end if;
 
-    if pyjobs_internal.insert_batches(j.id, j.run, s.no, add_items.items, j.batch_size) > 0 and s.open and j.running then
+    if pyjobs_internal.insert_batches(j.id, j.run, s.no, add_items.items, j.batch_size) > 0
+        and s.open and j.running then
         perform pyjobs_internal.offer_job(j.id);
     end if;
     return pyjobs_internal.status_of(j.id);

@@ -1,11 +1,13 @@
--- pyjobs.seal_job: no more items come; from now on the job completes when its batches are done. Safe to repeat.
+-- pyjobs.seal_job: no more items come; from now on the job completes when its batches are done.
+-- Safe to repeat.
 --   Where nothing is open any more the job ends here.
 --
 --   job_id   the job
 -- Returns     the job's status
 -- Raises      PJ004 no such job, PJ005 null, PJ007 isolation level
--- Locks       the job's intake lock, exclusively: it waits for add_items in flight; the job's row; one open batch, or where
---             all are in flight it waits for them; then as record_batch for the last
+-- Locks       the job's intake lock, exclusively: it waits for add_items in flight; the job's row;
+--             one open batch, or where all are in flight it waits for them; then as record_batch
+--             for the last
 -- Called by   producers
 create or replace function pyjobs.seal_job(job_id bigint)
 returns pyjobs.job_status

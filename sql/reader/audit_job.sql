@@ -43,18 +43,18 @@ begin
                                            when 'failed' then listed.items else 0 end),
         ('failed', b.failed::text, 'different indexes of its items',
             b.failed is not null and listed.failures <> (
-                select count(distinct f.entry ->> 'index')
+                select count(distinct (f.entry ->> 'index')::numeric)
                 from jsonb_array_elements(
                     case jsonb_typeof(b.failed) when 'array' then b.failed else '[]' end) f (entry)
-                where f.entry ->> 'index' ~ '^\d{1,9}$'
-                    and (f.entry ->> 'index')::int < listed.items)),
+                where case when f.entry ->> 'index' ~ '^\d{1,10}(\.0+)?$'
+                           then (f.entry ->> 'index')::numeric < listed.items end)),
         ('counters', b.counters::text, 'whole numbers from 0, of a recorded batch',
             b.counters is not null and (
                 b.state <> 'recorded' or jsonb_typeof(b.counters) <> 'object'
                 or exists (select from jsonb_each_text(
                                case jsonb_typeof(b.counters) when 'object' then b.counters
                                                              else '{}' end) c
-                           where c.value !~ '^\d{1,19}$'))),
+                           where c.value !~ '^\d{1,19}(\.0+)?$'))),
         ('attempt', b.attempt::text, format('%s to %s',
                 case when b.state = 'pending' then 0 else 1 end, j.max_attempts),
             b.attempt not between case when b.state = 'pending' then 0 else 1 end
@@ -182,12 +182,13 @@ begin
         cross join lateral jsonb_each_text(s.counters) c
         where s.done and (audit_job.job_id is null or s.job_id = audit_job.job_id)) kept
     full join (
-        select s.job_id, s.run, s.no, s.key, c.key as counter, sum(c.value::numeric)::text as value
+        select s.job_id, s.run, s.no, s.key, c.key as counter,
+            trim_scale(sum(c.value::numeric))::text as value
         from pyjobs_internal.stage s
         join pyjobs_internal.batch b on b.job_id = s.job_id and b.run = s.run and b.stage = s.no
         cross join lateral jsonb_each_text(
             case jsonb_typeof(b.counters) when 'object' then b.counters else '{}' end) c
-        where s.done and b.state = 'recorded' and c.value ~ '^\d{1,19}$'
+        where s.done and b.state = 'recorded' and c.value ~ '^\d{1,19}(\.0+)?$'
             and (audit_job.job_id is null or s.job_id = audit_job.job_id)
         group by s.job_id, s.run, s.no, s.key, c.key) summed
         on summed.job_id = kept.job_id and summed.run = kept.run and summed.no = kept.no
@@ -226,11 +227,11 @@ begin
     cross join lateral (
         select coalesce(jsonb_object_agg(k.key, k.value), '{}') as counters
         from (
-            select n.key, sum(n.value::numeric) as value
+            select n.key, trim_scale(sum(n.value::numeric)) as value
             from earlier e
             cross join lateral jsonb_each_text(
                 case jsonb_typeof(e.counters) when 'object' then e.counters else '{}' end) n
-            where e.job_id = c.job_id and e.no = c.no and n.value ~ '^\d{1,19}$'
+            where e.job_id = c.job_id and e.no = c.no and n.value ~ '^\d{1,19}(\.0+)?$'
             group by n.key) k) e
     where c.carried_counters <> e.counters;
 

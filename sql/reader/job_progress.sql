@@ -107,7 +107,7 @@ begin
         select f.id, f.stage, f.key, e.index, f.items -> e.index as item, e.error
         from failing f
         cross join lateral (
-            select (r.value ->> 'index')::int as index, r.value ->> 'error' as error
+            select (r.value ->> 'index')::numeric::int as index, r.value ->> 'error' as error
             from jsonb_array_elements(f.failed) r
             where f.state = 'recorded'
             union all

@@ -33,7 +33,7 @@ as $$
             sum(l.pending)::bigint as pending,
             sum(l.leased)::bigint as leased,
             min(l.since) filter (where l.status in ('PENDING', 'RETRY')) as oldest
-        from (select * from live) l
+        from live l
         group by l.queue
     ),
     asked as (

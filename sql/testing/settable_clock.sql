@@ -1,6 +1,7 @@
--- pyjobs_internal.clock, settable: the real time and an offset, for tests of leases, graces and schedules.
---   Not deployed by a migration. The owner runs this file in a test database; then
---   update pyjobs_internal.test_clock set ahead = ahead + interval '5 minutes';
+-- pyjobs_internal.clock, settable: the real time and an offset, for tests of leases, graces and
+-- schedules.
+--   Not deployed by a migration. The owner runs this file in a test database; then update
+--   pyjobs_internal.test_clock set ahead = ahead + interval '5 minutes';
 -- Returns     the time
 -- Raises      nothing
 -- Locks       nothing

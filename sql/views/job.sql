@@ -2,9 +2,9 @@
 --   The status is the effective one: STARTED is PENDING or RETRY with a claim since. This says the
 --   same as pyjobs_internal.effective_status, in place, so that it belongs to the snapshot of
 --   whoever reads the view and needs no right to call anything. (A scalar subselect, because EXISTS
---   may be planned as a hash of the whole job_start.)
---   The join makes the view refuse every write; it costs nothing where queue_paused is not asked
---   for. Times are null until they are reached; stages are the keys of the present run, in order.
+--   may be planned as a hash of the whole job_start.) The join makes the view refuse every write;
+--   it costs nothing where queue_paused is not asked for. Times are null until they are reached;
+--   stages are the keys of the present run, in order.
 -- Read by     roles pyjobs_reader and pyjobs_operator; the readers' functions
 create or replace view pyjobs.job as
 select

@@ -1,10 +1,10 @@
 -- pyjobs_internal.timeline: every transition of every job, in order.
 --   History holds most of them. Three kinds stand where they were written without touching a hot
 --   row: the creation and the end of the present run with the job, the first claim in job_start.
---   The order is that of the chain (creation, history by id, end) and not of the clock.
---   A first claim belongs where a PENDING or RETRY was left as STARTED, or still stands. (A claim
---   in flight at a cancel that did not wait for it leaves a row in job_start that was never seen as
---   STARTED.) seq is the place within the job, from 1, without gaps.
+--   The order is that of the chain (creation, history by id, end) and not of the clock. A first
+--   claim belongs where a PENDING or RETRY was left as STARTED, or still stands. (A claim in flight
+--   at a cancel that did not wait for it leaves a row in job_start that was never seen as STARTED.)
+--   seq is the place within the job, from 1, without gaps.
 -- Read by     job_history, explain_job, audit_job
 create or replace view pyjobs_internal.timeline as
 with written as not materialized (

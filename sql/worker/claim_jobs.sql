@@ -10,9 +10,11 @@
 -- Locks       as claim_next_job, for each job; it never waits
 -- Called by   workers
 create or replace function pyjobs.claim_jobs(
-    worker text, queues text[] default '{default}', max_jobs int default 1, lease interval default '60 seconds')
+    worker text, queues text[] default '{default}', max_jobs int default 1,
+        lease interval default '60 seconds')
 returns setof pyjobs.claimed_batch
-language plpgsql security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     got boolean;

@@ -1,18 +1,21 @@
 -- pyjobs.claim_next_batch: lease more batches of one job. No earlier claim is needed.
---   Any open stage, later stages first. A worker that stays on its job has chosen to: no other job's turn is kept.
+--   Any open stage, later stages first. A worker that stays on its job has chosen to: no other
+--   job's turn is kept.
 --
 --   job_id       the job
 --   worker       the caller's name
 --   max_batches  how many at most; 1 to 1,000,000
 --   lease        how long each may take; more than 0, at most 1 day
--- Returns     rows as claim_next_job; none where the job is not claimable, paused or not due, or has nothing to claim
+-- Returns     rows as claim_next_job; none where the job is not claimable, paused or not due, or
+--             has nothing to claim
 -- Raises      PJ004 no such job, PJ005 bad argument, PJ007 isolation level
 -- Locks       batches, by SKIP LOCKED; the job's serving lock, shared, by try: it never waits
 -- Called by   workers
 create or replace function pyjobs.claim_next_batch(
     job_id bigint, worker text, max_batches int default 1, lease interval default '60 seconds')
 returns setof pyjobs.claimed_batch
-language plpgsql security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     got boolean;
@@ -23,7 +26,8 @@ begin
     perform pyjobs_internal.require_read_committed();
 
     return query select * from pyjobs_internal.claim_from_job(
-        claim_next_batch.job_id, claim_next_batch.worker, claim_next_batch.max_batches, claim_next_batch.lease);
+        claim_next_batch.job_id, claim_next_batch.worker, claim_next_batch.max_batches,
+            claim_next_batch.lease);
     got := found;
     if not got then
         perform from pyjobs_internal.job j where j.id = claim_next_batch.job_id;

@@ -5,15 +5,18 @@
 --   queues       the queues it serves
 --   max_batches  how many batches at most, all of one job; 1 to 1,000,000
 --   lease        how long it may take; more than 0, at most 1 day; extend_lease prolongs it
--- Returns     one row a batch: job_id, run, batch_id, lease_epoch, attempt (from 1), queue, stage, params, items (a JSON array),
---             lease_expires_at; no rows where there is nothing to do
+-- Returns     one row a batch: job_id, run, batch_id, lease_epoch, attempt (from 1), queue, stage,
+--             params, items (a JSON array), lease_expires_at; no rows where there is nothing to do
 -- Raises      PJ005 bad argument, PJ007 isolation level
--- Locks       offers and batches, by SKIP LOCKED; the job's serving lock, shared, by try: it never waits
+-- Locks       offers and batches, by SKIP LOCKED; the job's serving lock, shared, by try: it never
+--             waits
 -- Called by   workers
 create or replace function pyjobs.claim_next_job(
-    worker text, queues text[] default '{default}', max_batches int default 1, lease interval default '60 seconds')
+    worker text, queues text[] default '{default}', max_batches int default 1,
+        lease interval default '60 seconds')
 returns setof pyjobs.claimed_batch
-language plpgsql security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     got boolean;
@@ -25,7 +28,8 @@ begin
     perform pyjobs_internal.require_read_committed();
 
     return query select * from pyjobs_internal.claim_from_offers(
-        claim_next_job.worker, claim_next_job.queues, 1, claim_next_job.max_batches, claim_next_job.lease);
+        claim_next_job.worker, claim_next_job.queues, 1, claim_next_job.max_batches,
+            claim_next_job.lease);
     got := found;
     perform pyjobs_internal.note_worker(claim_next_job.worker, claim_next_job.queues, not got);
 end

@@ -1,4 +1,5 @@
--- pyjobs.reap_leases: what workers do now and then: reap the expired leases and the overdue cancels. As reap without
+-- pyjobs.reap_leases: what workers do now and then: reap the expired leases and the overdue
+-- cancels. As reap without
 --   stale_after.
 -- Returns     as reap
 -- Raises      PJ007 isolation level

@@ -1,17 +1,20 @@
--- pyjobs.record_and_claim: record a batch and lease the next ones of the same job, in one round trip and one commit.
+-- pyjobs.record_and_claim: record a batch and lease the next ones of the same job, in one round
+-- trip and one commit.
 --
 --   batch_id, lease_epoch, failed, counters, next_items  as record_batch
 --   worker, max_batches, lease                           as claim_next_batch
--- Returns     the columns of a claim, and recorded_status: the job's status after the recording; one row a batch, or one row
---             with a null batch_id where there is no more
+-- Returns     the columns of a claim, and recorded_status: the job's status after the recording;
+--             one row a batch, or one row with a null batch_id where there is no more
 -- Raises      as record_batch and claim_next_batch
 -- Locks       as record_batch, then as claim_next_batch
 -- Called by   workers
 create or replace function pyjobs.record_and_claim(
-    batch_id bigint, lease_epoch bigint, worker text, failed jsonb default '[]', counters jsonb default '{}',
+    batch_id bigint, lease_epoch bigint, worker text, failed jsonb default '[]',
+        counters jsonb default '{}',
     next_items jsonb default null, max_batches int default 1, lease interval default '60 seconds')
 returns setof pyjobs.recorded_and_claimed
-language plpgsql security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     closed record;
@@ -22,28 +25,34 @@ begin
     perform pyjobs_internal.require_count('max_batches', record_and_claim.max_batches);
     perform pyjobs_internal.require_lease(record_and_claim.lease);
     perform pyjobs_internal.require_result(record_and_claim.failed, record_and_claim.counters);
-    perform pyjobs_internal.require_lease_shown(record_and_claim.batch_id, record_and_claim.lease_epoch);
+    perform pyjobs_internal.require_lease_shown(record_and_claim.batch_id,
+        record_and_claim.lease_epoch);
     if record_and_claim.next_items is not null then
         perform pyjobs_internal.require_items('next_items', record_and_claim.next_items);
     end if;
 
     select * into closed from pyjobs_internal.close_batch(
-        record_and_claim.batch_id, record_and_claim.lease_epoch, record_and_claim.failed, record_and_claim.counters,
+        record_and_claim.batch_id, record_and_claim.lease_epoch, record_and_claim.failed,
+            record_and_claim.counters,
         record_and_claim.next_items);
     if closed.outcome <> 'recorded' then
-        perform pyjobs_internal.raise_refused(record_and_claim.batch_id, record_and_claim.lease_epoch, closed.outcome);
+        perform pyjobs_internal.raise_refused(record_and_claim.batch_id,
+            record_and_claim.lease_epoch, closed.outcome);
     end if;
     recorded := closed.result;
 
     if not recorded.job_done then
         return query
-        select c.job_id, c.run, c.batch_id, c.lease_epoch, c.attempt, c.queue, c.stage, c.params, c.items, c.lease_expires_at,
+        select c.job_id, c.run, c.batch_id, c.lease_epoch, c.attempt, c.queue, c.stage, c.params,
+            c.items, c.lease_expires_at,
                recorded.job_status
         from pyjobs_internal.claim_from_job(
-            recorded.job_id, record_and_claim.worker, record_and_claim.max_batches, record_and_claim.lease) c;
+            recorded.job_id, record_and_claim.worker, record_and_claim.max_batches,
+                record_and_claim.lease) c;
     end if;
     if recorded.job_done or not found then
-        return query select recorded.job_id, null::int, null::bigint, null::bigint, null::int, null::text, null::text,
+        return query select recorded.job_id, null::int, null::bigint, null::bigint, null::int,
+            null::text, null::text,
             null::jsonb, null::jsonb, null::timestamptz, recorded.job_status;
     end if;
     perform pyjobs_internal.note_worker(record_and_claim.worker, null, false);
