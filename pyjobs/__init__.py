@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from pyjobs._async.client import AsyncClient
+from pyjobs._async.lazy import AsyncLazyConnection
+from pyjobs._async.worker import AsyncWorker
+from pyjobs._batch import Batch
 from pyjobs._sync.client import Client
+from pyjobs._sync.lazy import LazyConnection
+from pyjobs._sync.worker import Worker
 from pyjobs.errors import (
     AlreadyRecorded,
     Error,
@@ -40,6 +45,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyRecorded",
     "AsyncClient",
+    "AsyncLazyConnection",
+    "AsyncWorker",
+    "Batch",
     "BatchOutcome",
     "Claim",
     "Client",
@@ -53,6 +61,7 @@ __all__ = [
     "Job",
     "JobError",
     "JobStatus",
+    "LazyConnection",
     "LeaseState",
     "NotAccepted",
     "NotFound",
@@ -64,6 +73,7 @@ __all__ = [
     "RecordedAndClaimed",
     "StageProgress",
     "StaleLease",
+    "Worker",
     "WorkerStat",
     "WrongIsolation",
     "__version__",

@@ -31,10 +31,8 @@ NAMES = {
     "AsyncRetrying": "Retrying",
     "AsyncTransaction": "Transaction",
     "AsyncWorker": "Worker",
-    "Awaitable": "",
     "_aio": "_threads",
     "_async": "_sync",
-    "aclosing": "closing",
     "asyncio": "time",
     "enter_async_context": "enter_context",
 }
@@ -51,7 +49,13 @@ def generate(target: Path) -> None:
             source = (SOURCE / path.name).relative_to(ROOT)
             text = HEAD.format(source=source.as_posix()) + path.read_text("utf-8")
             (target / path.name).write_text(text, "utf-8")
-    for step in (["check", "--quiet", "--fix", "--select", "F401,I,TC"], ["format", "--quiet"]):
+    fix = ["check", "--quiet", "--fix"]
+    steps = (
+        [*fix, "--select", "F401,I"],
+        [*fix, "--select", "UP028", "--unsafe-fixes"],  # yield from, which async cannot
+        ["format", "--quiet"],
+    )
+    for step in steps:
         command = [sys.executable, "-m", "ruff", *step, "--config", str(ROOT / "pyproject.toml")]
         subprocess.run([*command, str(target)], check=True, cwd=ROOT)
 

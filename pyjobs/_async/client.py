@@ -116,6 +116,12 @@ class AsyncClient:
 
     # Connections
 
+    async def reserve(self, connections: int) -> None:
+        """Let the client's own pool have that many connections, if it may not already."""
+        await self._open()
+        if self._owns_pool and self.pool.max_size < connections:
+            await self.pool.resize(min_size=0, max_size=connections)
+
     async def _open(self) -> None:
         """Open the pool of one's own; say at once if the server cannot be reached, and why."""
         if not self._tried:

@@ -117,6 +117,12 @@ class Client:
 
     # Connections
 
+    def reserve(self, connections: int) -> None:
+        """Let the client's own pool have that many connections, if it may not already."""
+        self._open()
+        if self._owns_pool and self.pool.max_size < connections:
+            self.pool.resize(min_size=0, max_size=connections)
+
     def _open(self) -> None:
         """Open the pool of one's own; say at once if the server cannot be reached, and why."""
         if not self._tried:

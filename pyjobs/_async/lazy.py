@@ -1,0 +1,166 @@
+"""The connection that a handler is given: its transaction opens when it is first used."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from pyjobs import _aio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from psycopg import AsyncConnection, AsyncCursor, AsyncTransaction
+
+    from pyjobs._async.client import AsyncClient
+
+    _Base = AsyncConnection[Any]
+else:
+    _Base = object
+
+__all__ = ["AsyncLazyConnection"]
+
+
+class AsyncLazyConnection(_Base):
+    """Stands for a psycopg connection, in a transaction that the worker commits with the record.
+
+    It is used like one, and type checkers take it for one: `execute`, `cursor`, `transaction` (a
+    savepoint), `pipeline`. Other attributes are there once it has been used. No connection is taken
+    from the pool before; so a handler that computes first and writes afterwards computes outside a
+    transaction. It cannot be committed, rolled back or closed: to keep nothing, raise. `await
+    conn.real()` is the psycopg connection itself, for libraries that insist.
+    """
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._stack = AsyncExitStack()
+        self._lock = _aio.Lock()
+        self._conn: AsyncConnection[Any] | None = None
+
+    @property
+    def used(self) -> bool:
+        """Whether the transaction has been opened."""
+        return self._conn is not None
+
+    async def real(self) -> AsyncConnection[Any]:
+        """Return the psycopg connection, with the transaction open."""
+        async with self._lock:
+            if self._conn is None:
+                conn = await self._stack.enter_async_context(self._client.connection())
+                # Within a transaction block psycopg itself refuses commit() and rollback().
+                await self._stack.enter_async_context(conn.transaction())
+                self._conn = conn
+            return self._conn
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[Self]:
+        """Commit at the end what was done on it, or roll it back where an error ends it."""
+        async with self._stack:
+            yield self
+
+    async def execute(self, *args: Any, **kwargs: Any) -> AsyncCursor[Any]:
+        """Execute a query, as psycopg's connections do."""
+        return await (await self.real()).execute(*args, **kwargs)
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """Make a cursor, as psycopg's connections do."""
+        return _LazyCursor(self, args, kwargs)
+
+    @asynccontextmanager
+    async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[AsyncTransaction]:
+        """A savepoint within the transaction that is committed with the record."""
+        async with (await self.real()).transaction(*args, **kwargs) as transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[Any]:
+        """Pipeline mode, as of psycopg's connections."""
+        async with (await self.real()).pipeline() as pipeline:
+            yield pipeline
+
+    async def commit(self) -> NoReturn:
+        """Refused: the worker commits, together with the record of the batch."""
+        _refuse("committed")
+
+    async def rollback(self) -> NoReturn:
+        """Refused: raise an exception instead."""
+        _refuse("rolled back")
+
+    async def close(self) -> NoReturn:
+        """Refused: it is the pool's."""
+        _refuse("closed")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # psycopg's would commit and close.
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or self._conn is None:
+            raise AttributeError(
+                f"{name!r} of the handler's connection is there once it has been used;"
+                " real() gives the psycopg connection"
+            )
+        return getattr(self._conn, name)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._conn or 'not used yet'}>"
+
+
+class _LazyCursor:
+    """A cursor of a lazy connection; it opens the transaction when it first executes."""
+
+    def __init__(
+        self, conn: AsyncLazyConnection, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._conn = conn
+        self._args = args
+        self._kwargs = kwargs
+        self._cursor: Any = None
+
+    async def _real(self) -> Any:
+        if self._cursor is None:
+            self._cursor = (await self._conn.real()).cursor(*self._args, **self._kwargs)
+        return self._cursor
+
+    async def __aenter__(self) -> Any:
+        return await self._real()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._cursor is not None:
+            await self._cursor.close()
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        return await (await self._real()).execute(*args, **kwargs)
+
+    async def executemany(self, *args: Any, **kwargs: Any) -> None:
+        await (await self._real()).executemany(*args, **kwargs)
+
+    @asynccontextmanager
+    async def copy(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async with (await self._real()).copy(*args, **kwargs) as copy:
+            yield copy
+
+    async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for row in (await self._real()).stream(*args, **kwargs):
+            yield row
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._cursor.__aiter__()  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or self._cursor is None:
+            raise AttributeError(f"{name!r} of a cursor is there once it has executed something")
+        return getattr(self._cursor, name)
+
+
+def _refuse(what: str) -> NoReturn:
+    raise RuntimeError(
+        f"the handler's connection cannot be {what}: the worker commits it together with the"
+        " record of the batch, and rolls it back if the handler raises"
+    )

@@ -1,0 +1,200 @@
+"""The process that keeps a worker's leases alive: `python -m pyjobs._heartbeat`.
+
+A process, because no thread of the worker runs while a handler holds the interpreter's lock. It
+has a connection of its own, is told by its standard input which leases to keep, and answers by
+its standard output; both in lines of JSON. It imports little, writes nothing else, and ends when
+its input ends or its parent is gone.
+
+A worker that is stopped (SIGSTOP, a debugger) keeps nothing: it may never come back, and would
+otherwise hold its batches for ever. So its state is looked at before every extension.
+
+In:   {"conninfo", "lease", "beat", "parent"} once, in seconds; then
+      {"keep": [batch_id, lease_epoch], "until": seconds or null} and
+      {"drop": [batch_id, lease_epoch]}
+Out:  {"batch": [batch_id, lease_epoch], "cancelled": why} and {"log": event, ...}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+# The time-out is for a batch that is just being recorded in a transaction that waits: the others'
+# leases must not wait with it. In the same statement, since behind a pooler a session has no
+# settings; as an argument, so that it is set before the function is called.
+EXTEND = b"""
+with bound as materialized (select set_config('lock_timeout', '1s', true) as value)
+select e.job_status::text
+from bound
+cross join lateral pyjobs.extend_lease(
+    %s::bigint, %s::bigint, case when bound.value is not null then %s::interval end) e
+"""
+# The job goes on; with any other status the result is not wanted, or will not be.
+GOES_ON = {"CREATED", "PENDING", "STARTED", "RETRY"}
+
+Key = tuple[int, int]
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped by a signal or a debugger."""
+    try:
+        if sys.platform == "linux":
+            # "pid (name) state ...", and the name may contain anything.
+            state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2]
+        elif os.name == "posix":
+            command = ["ps", "-o", "state=", "-p", str(pid)]
+            state = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        else:
+            return False
+    except OSError:
+        return False
+    return state.strip()[:1] in {"T", "t"}
+
+
+class Heart:
+    """The leases that are kept, and the connection by which they are."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        self.conninfo: str = setup["conninfo"]
+        self.lease: str = f"{setup['lease']} seconds"
+        self.beat: float = setup["beat"]
+        self.parent: int = setup["parent"]
+        self.lock = threading.Lock()
+        self.due: dict[Key, float] = {}
+        self.until: dict[Key, float] = {}
+        self.told: set[Key] = set()
+        self.changed = threading.Event()
+        self.conn: psycopg.Connection[Any] | None = None
+
+    def listen(self) -> None:
+        """Do what the worker says, until it says nothing more."""
+        for line in sys.stdin:
+            message = json.loads(line)
+            with self.lock:
+                if "keep" in message:
+                    key = tuple(message["keep"])
+                    self.due[key] = time.monotonic() + self.beat * random.uniform(0.7, 1.0)  # noqa: S311
+                    if message["until"] is not None:
+                        self.until[key] = time.monotonic() + message["until"]
+                else:
+                    self.forget(tuple(message["drop"]))
+            self.changed.set()
+        os._exit(0)  # the other thread may be waiting for a server that does not answer
+
+    def forget(self, key: Key) -> None:
+        """Keep this lease no longer."""
+        self.due.pop(key, None)
+        self.until.pop(key, None)
+        self.told.discard(key)
+
+    def run(self) -> None:
+        """Extend every lease when it is due, as long as the parent is there."""
+        while os.getppid() == self.parent:
+            now = time.monotonic()
+            with self.lock:
+                for key in [key for key, end in self.until.items() if end <= now]:
+                    self.forget(key)
+                    say(
+                        log="handler exceeds its time limit, its lease is kept no longer", batch=key
+                    )
+                due = sorted((at, key) for key, at in self.due.items())
+            if due and due[0][0] <= now and not is_stopped(self.parent):
+                self.extend([key for at, key in due if at <= now])
+                continue
+            # Now and then awake, to see whether the parent is still there.
+            pause = min(1.0, max(0.05, due[0][0] - now)) if due else 1.0
+            self.changed.wait(pause)
+            self.changed.clear()
+
+    def extend(self, keys: list[Key]) -> None:
+        """Extend these leases; whatever goes wrong, the next beat tries again."""
+        for key in keys:
+            if is_stopped(self.parent):
+                return
+            with self.lock:
+                if key not in self.due:
+                    continue
+                self.due[key] = time.monotonic() + self.beat * random.uniform(0.7, 1.0)  # noqa: S311
+            try:
+                self.extend_one(key)
+            except psycopg.OperationalError as exc:
+                if exc.sqlstate == "55P03":  # lock_not_available: it is being recorded
+                    continue
+                say(log="heartbeat has no connection, trying again", error=str(exc).strip())
+                self.disconnect()
+                with self.lock:
+                    soon = time.monotonic() + min(1.0, self.beat / 3)
+                    for other in self.due:
+                        self.due[other] = min(self.due[other], soon)
+                self.changed.wait(min(1.0, self.beat / 3))
+                return
+
+    def extend_one(self, key: Key) -> None:
+        """Extend one lease; tell the worker if its result is not wanted."""
+        if self.conn is None or self.conn.closed:
+            self.conn = psycopg.connect(self.conninfo, autocommit=True, prepare_threshold=None)
+        try:
+            row = self.conn.execute(EXTEND, (*key, self.lease)).fetchone()
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as exc:
+            # Stale, recorded, purged: it is not ours to keep.
+            if (exc.sqlstate or "").startswith("PJ"):
+                with self.lock:
+                    known = key in self.due
+                    self.forget(key)
+                if known:
+                    say(batch=key, cancelled=f"{exc.sqlstate}: {exc.diag.message_primary}")
+            else:
+                say(log="heartbeat cannot extend a lease", batch=key, error=str(exc).strip())
+            return
+        status = row[0] if row else ""
+        with self.lock:
+            news = key in self.due and status not in GOES_ON and key not in self.told
+            if news:
+                self.told.add(key)
+        if news:
+            say(batch=key, cancelled=status)
+
+    def disconnect(self) -> None:
+        """Forget the connection."""
+        if self.conn is not None:
+            self.conn.close()
+        self.conn = None
+
+
+def say(**message: Any) -> None:
+    """Tell the worker."""
+    try:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+    except OSError:
+        os._exit(0)  # nobody is there to hear
+
+
+def main() -> None:
+    """Run until the worker is gone."""
+    # These reach the whole group of processes; the leases of a worker that drains are still kept.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    line = sys.stdin.readline()
+    if not line:
+        return
+    heart = Heart(json.loads(line))
+    threading.Thread(target=heart.listen, daemon=True).start()
+    heart.run()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

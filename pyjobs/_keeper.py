@@ -1,0 +1,142 @@
+"""The worker's side of the heartbeat process: starts it, and tells it which leases to keep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import structlog
+
+    from pyjobs._batch import Batch
+
+Key = tuple[int, int]
+
+
+class LeaseKeeper:
+    """Keeps leases alive from a process of its own, and marks batches that are not wanted any more.
+
+    The same for both workers: what it does is a write to a pipe, and a thread that reads another.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        lease: float,
+        time_limit: float | None,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        self._setup = {
+            "conninfo": conninfo,
+            "lease": lease,
+            # Often enough that two beats may be missed, and that a cancel is soon known.
+            "beat": min(lease / 3, 10.0),
+            "parent": os.getpid(),
+        }
+        self._time_limit = time_limit
+        self._log = log
+        self._lock = threading.Lock()
+        self._kept: dict[Key, Batch] = {}
+        self._closing = threading.Event()
+        self._process = self._start()
+        self._reader = threading.Thread(target=self._read, name="pyjobs-heartbeat", daemon=True)
+        self._reader.start()
+
+    def keep(self, batch: Batch) -> None:
+        """Keep the lease of a batch alive from now on."""
+        key = (batch.batch_id, batch.lease_epoch)
+        with self._lock:
+            self._kept[key] = batch
+            self._tell(keep=key, until=self._time_limit)
+
+    def drop(self, batch: Batch) -> None:
+        """Keep it no longer."""
+        key = (batch.batch_id, batch.lease_epoch)
+        with self._lock:
+            if self._kept.pop(key, None) is not None:
+                self._tell(drop=key)
+
+    def close(self) -> None:
+        """End the process. The leases run out by themselves, if they were not given back."""
+        self._closing.set()
+        with self._lock:
+            process = self._process
+            self._end(process)
+        self._reader.join(5)
+
+    def _start(self) -> subprocess.Popen[str]:
+        # The same modules as here, however this process found them.
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyjobs._heartbeat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=env,
+        )
+        self._write(process, self._setup)
+        return process
+
+    @staticmethod
+    def _write(process: subprocess.Popen[str], message: dict[str, Any]) -> None:
+        assert process.stdin is not None  # noqa: S101 - it was asked for
+        # Where it has died, the reader starts another, and tells it everything.
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+
+    def _tell(self, **message: Any) -> None:
+        self._write(self._process, message)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[str]) -> None:
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):  # what is not yet written is of no use any more
+                process.stdin.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _read(self) -> None:
+        while True:
+            process = self._process
+            assert process.stdout is not None  # noqa: S101 - it was asked for
+            with process.stdout as lines:
+                for line in lines:
+                    self._hear(json.loads(line))
+            if self._closing.is_set():
+                return
+            self._log.error("heartbeat process ended, starting another", code=process.poll())
+            if self._closing.wait(0.5):
+                return
+            with self._lock:
+                if self._closing.is_set():
+                    return
+                self._end(process)
+                self._process = self._start()
+                for key in self._kept:
+                    self._tell(keep=key, until=self._time_limit)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        key = tuple(message.pop("batch", ()))
+        batch = self._kept.get(key)
+        event = message.pop("log", None)
+        if event is not None:
+            self._log.warning(event, **({"batch": key[0]} if key else {}), **message)
+        elif batch is not None:
+            batch.cancel(message["cancelled"])
+            self._log.info(
+                "batch is not wanted any more",
+                job=batch.job_id,
+                batch=batch.batch_id,
+                epoch=batch.lease_epoch,
+                reason=message["cancelled"],
+            )

@@ -1,0 +1,488 @@
+# Made from pyjobs/_async/worker.py by tools/generate.py: edit that one, and run it.
+"""The worker: claims batches, hands them to a handler, and records what became of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from datetime import timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import Connection
+from psycopg.conninfo import make_conninfo
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+from pyjobs import _threads
+from pyjobs._batch import Batch, plain_text
+from pyjobs._keeper import LeaseKeeper
+from pyjobs._log import get_logger
+from pyjobs._pooling import seconds
+from pyjobs._sync.lazy import LazyConnection
+from pyjobs.errors import (
+    AlreadyRecorded,
+    Error,
+    NotFound,
+    StaleLease,
+    is_connection_lost,
+    is_passing,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import structlog
+
+    from pyjobs._sync.client import Client
+
+    Handler = Callable[[Batch, LazyConnection], _threads.Result[object]]
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+
+# How often a handler is called under one lease when its transaction is lost without its fault.
+TRIES = 5
+# The longest pause between two tries to reach a server that is away, in seconds.
+LONGEST_PAUSE = 10.0
+# The shortest between two questions for work, in seconds; it doubles while there is none.
+SHORTEST_POLL = 0.05
+
+
+def back_off(attempt: int) -> timedelta:
+    """How long a batch waits after its nth attempt: about 1 s, 2 s, 4 s, at most 5 minutes."""
+    longest = min(300.0, 2.0 ** min(attempt - 1, 16))
+    return timedelta(seconds=longest * random.uniform(0.5, 1.0))  # noqa: S311 - not for secrets
+
+
+class Worker:
+    """Works batches until it is stopped.
+
+    `handler(batch, conn)` does the work of one batch. It reads `batch.items` and `batch.params`,
+    says `batch.fail`, `batch.count` and `batch.emit`, and writes rows of its own through `conn`:
+    they are committed in the transaction that records the batch, or not at all. The transaction
+    opens when `conn` is first used. The handler may be called again for the same batch (a lost
+    connection, a deadlock, a worker that died), so what it does elsewhere should bear repeating.
+    If it raises, its rows are rolled back and the batch is given back with the error, which costs
+    one of the job's attempts, to be tried again after a pause that grows.
+
+    Leases are kept alive from a process of its own, so that a handler may hold the interpreter's
+    lock; but not while the worker is stopped (SIGSTOP), nor longer than its `time_limit`. A result
+    that comes too late is refused by the database together with its rows, and reported.
+
+    A server that is away is waited for. On SIGTERM and SIGINT the worker takes no more work,
+    finishes what it has begun within `drain_timeout`, and gives back the rest, which then costs no
+    attempt. A second signal gives it back at once.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        handler: Handler,
+        queues: Sequence[str] = ("default",),
+        *,
+        max_batches: int = 1,
+        concurrency: int = 1,
+        lease: timedelta | float = 60.0,
+        name: str | None = None,
+        poll: timedelta | float = 1.0,
+        drain_timeout: timedelta | float = 30.0,
+        time_limit: timedelta | float | None = None,
+        retry_in: Callable[[int], timedelta] = back_off,
+        reap_every: timedelta | float | None = 30.0,
+        listen: bool = False,
+        heartbeat: bool = True,
+        signals: bool = True,
+    ) -> None:
+        """Make a worker; `run` starts it. Durations are timedeltas or seconds.
+
+        queues         the queues it serves
+        max_batches    how many batches it leases at once, for one lane, all of one job; they are
+                       worked one after the other
+        concurrency    how many batches are worked at once, each in a lane of its own
+        lease          how long a batch stays leased when the worker is gone
+        name           as `active_workers` shows it; by default made of host and process
+        poll           the longest pause between two questions for work while there is none
+        drain_timeout  how long a stopped worker waits for its handlers
+        time_limit     how long a lease is kept for a handler; None: for ever
+        retry_in       the pause after the nth attempt at a batch failed
+        reap_every     how often it takes back expired leases of others, jittered; None: never
+        listen         be woken when work comes to an empty queue, by a session of its own. It saves
+                       waiting for the next poll; behind a transaction-pooling proxy leave it off
+        heartbeat      keep leases alive; False for short tests alone
+        signals        drain on SIGTERM and SIGINT, where `run` is called in the main thread
+        """
+        if isinstance(queues, str):
+            raise TypeError(f"queues is a list of names, not the string {queues!r}")
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
+        self._client = client
+        self._handler = handler
+        self._queues = list(queues)
+        self._max_batches = max_batches
+        self._concurrency = concurrency
+        self._lease = timedelta(seconds=seconds(lease))
+        self._poll = seconds(poll)
+        self._drain_timeout = seconds(drain_timeout)
+        self._time_limit = None if time_limit is None else seconds(time_limit)
+        self._retry_in = retry_in
+        self._reap_every = None if reap_every is None else seconds(reap_every)
+        self._listens = listen
+        self._beats = heartbeat
+        self._takes_signals = signals
+        self._log = get_logger("pyjobs.worker").bind(worker=self.name)
+        self._renew()
+
+    def _renew(self) -> None:
+        self._keeper: LeaseKeeper | None = None
+        self._held: dict[int, Batch] = {}  # claimed, and neither recorded nor given back; by id
+        self._finished = 0  # how many batches have left _held
+        self._until_idle = False
+        self._claiming = _threads.Lock()
+        self._wake = _threads.Event()
+        self._stopping = _threads.Event()
+        self._lanes = _threads.Lanes(self.stop)
+
+    # Life
+
+    def run(self, *, until_idle: bool = False) -> None:
+        """Work until `stop` or a signal; with `until_idle` until there is nothing to claim.
+
+        Raises what a lane could not go on after: a schema that is not there, a missing right.
+        """
+        lanes = self._lanes
+        if lanes.running:
+            raise RuntimeError("this worker runs already, or handlers of its last run still do")
+        self._until_idle = until_idle
+        self._log.info("worker starts", queues=self._queues, concurrency=self._concurrency)
+        try:
+            if self._takes_signals:
+                with _threads.on_signals(self._on_signal):
+                    self._live(lanes)
+            else:
+                self._live(lanes)
+        finally:
+            if not lanes.running:
+                self._renew()
+        if lanes.error is not None:
+            raise lanes.error
+        self._log.info("worker has ended")
+
+    def stop(self) -> None:
+        """Take no more work, and let `run` end. May be called from any thread."""
+        self._stopping.set()
+        self._wake.set()
+
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            self._log.warning("second signal: giving everything back now")
+            self._lanes.ended.set()
+        else:
+            self._log.info("signal: draining", batches=len(self._held))
+            self.stop()
+
+    def _live(self, lanes: _threads.Lanes) -> None:
+        conninfo = self._persist(self._prepare)
+        if conninfo is None:
+            return
+        if self._beats:
+            self._keeper = LeaseKeeper(
+                conninfo, self._lease.total_seconds(), self._time_limit, self._log
+            )
+        try:
+            for number in range(self._concurrency):
+                lanes.start(self._lane, f"pyjobs-{number}")
+            if self._reap_every is not None and not self._until_idle:
+                lanes.start(self._reap_now_and_then, "pyjobs-reap")
+            if self._listens:
+                lanes.start(lambda: self._listen(conninfo), "pyjobs-listen")
+            self._stopping.wait()
+            lanes.ended.wait(self._drain_timeout)
+        finally:
+            self.stop()
+            if lanes.running:
+                self._log.warning("handlers did not end in time", batches=len(self._held))
+                lanes.abandon()
+            for batch in list(self._held.values()):
+                self._give_back(batch)
+            if self._keeper is not None:
+                self._keeper.close()
+
+    def _prepare(self) -> str:
+        """Make room in the client's pool, and find out how its connections are made."""
+        self._client.reserve(2 * self._concurrency + 2)
+        with self._client.connection() as conn:
+            info = conn.info
+            # Without what only this process can have: the password may come from anywhere.
+            return make_conninfo(**info.get_parameters(), password=info.password or None)
+
+    def _persist(self, call: Callable[..., _threads.Result[T]], *args: Any) -> T | None:
+        """Call it until it succeeds: the server may be away for a while. None when stopped."""
+        retrying = Retrying(
+            retry=retry_if_exception(is_passing),
+            wait=wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE),
+            stop=lambda _: self._stopping.is_set(),
+            sleep=self._pause,
+            before_sleep=self._tell_outage,
+            reraise=True,
+        )
+        try:
+            return retrying(call, *args)
+        except psycopg.Error as exc:
+            if is_passing(exc) and self._stopping.is_set():
+                return None
+            raise
+
+    def _pause(self, duration: float) -> None:
+        self._stopping.wait(duration)
+
+    def _bounded(self, call: Callable[..., _threads.Result[T]], *args: Any) -> T:
+        """Call it in a transaction that does not wait long for somebody else's locks."""
+        with self._client.transaction() as conn:
+            conn.execute("set local lock_timeout = '2s'")
+            return call(*args, conn=conn)
+
+    def _tell_outage(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self._log.warning(
+            "server is away or busy, trying again",
+            error=str(error).strip(),
+            attempt=state.attempt_number,
+        )
+
+    # Claiming
+
+    def _lane(self) -> None:
+        while batches := self._next():
+            for batch in batches:
+                if self._stopping.is_set():
+                    self._give_back(batch)
+                else:
+                    self._work(batch)
+
+    def _next(self) -> list[Batch]:
+        """Lease the next batches, waiting for some; none when stopped.
+
+        One lane at a time asks, so that many idle ones do not ask more often than one.
+        """
+        with self._claiming:
+            pause = min(SHORTEST_POLL, self._poll)
+            while True:
+                self._wake.clear()
+                if self._stopping.is_set():
+                    return []
+                finished = self._finished
+                claims = self._persist(
+                    self._client.claim_next_job,
+                    self.name,
+                    self._queues,
+                    self._max_batches,
+                    self._lease,
+                )
+                if claims:
+                    return [self._hold(Batch(claim)) for claim in claims]
+                idle = not self._held and self._finished == finished
+                if self._until_idle and idle and not self._reap():
+                    self.stop()
+                    return []
+                # Jittered, so that many workers do not ask at the same moment.
+                self._wake.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311
+                pause = min(2 * pause, self._poll)
+
+    def _hold(self, batch: Batch) -> Batch:
+        self._held[batch.batch_id] = batch
+        if self._keeper is not None:
+            self._keeper.keep(batch)
+        return batch
+
+    def _let_go(self, batch: Batch, *, look: bool = False) -> None:
+        """The batch is done with. `look`: there may be something to claim that was not before."""
+        if self._keeper is not None:
+            self._keeper.drop(batch)
+        self._held.pop(batch.batch_id, None)
+        self._finished += 1
+        if look or self._until_idle:
+            self._wake.set()
+
+    # Working
+
+    def _work(self, batch: Batch) -> None:
+        log = self._log.bind(
+            job=batch.job_id,
+            batch=batch.batch_id,
+            epoch=batch.lease_epoch,
+            stage=batch.stage,
+            attempt=batch.attempt,
+        )
+        for _ in range(TRIES):
+            if not self._try(batch, log):
+                return
+            # The same lease, from the start.
+            batch = self._hold(batch.afresh())
+        self._release(batch, log, f"its transaction was lost {TRIES} times")
+
+    def _try(self, batch: Batch, log: structlog.stdlib.BoundLogger) -> bool:
+        """Work a batch and record it; say whether that is to be done again under this lease."""
+        conn = LazyConnection(self._client)
+        started = monotonic()
+        step = "handler"
+        try:
+            with conn.scope():
+                self._handler(batch, conn)
+                step = "record"
+                if self._keeper is not None:
+                    # From here on an extension would only wait for the record's transaction.
+                    self._keeper.drop(batch)
+                result = batch.result
+                recorded = self._client.record_batch(
+                    batch.batch_id, batch.lease_epoch, **result, conn=conn if conn.used else None
+                )
+                step = "commit"
+        except AlreadyRecorded as exc:
+            if step == "record" and not conn.used:
+                # The client repeated the call: its first answer was lost on the way.
+                self._recorded_before(batch, log)
+                return False
+            return self._lost(batch, log, exc, step)
+        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+            return self._lost(batch, log, exc, step)
+        self._let_go(batch, look=recorded.stage_done or bool(result["next_items"]))
+        log.info(
+            "batch recorded",
+            status=str(recorded.job_status),
+            items=len(batch.items),
+            failed=len(result["failed"] or ()),
+            seconds=round(monotonic() - started, 3),
+        )
+        if recorded.job_done:
+            log.info("job has ended", status=str(recorded.job_status))
+        return False
+
+    def _recorded_before(self, batch: Batch, log: structlog.stdlib.BoundLogger) -> None:
+        self._let_go(batch, look=True)
+        log.info("batch recorded", acknowledgement="lost")
+
+    def _lost(
+        self, batch: Batch, log: structlog.stdlib.BoundLogger, exc: Exception, step: str
+    ) -> bool:
+        """The transaction is gone, or (at its commit) may be. Say whether to work it again."""
+        if step != "handler" and isinstance(exc, StaleLease | AlreadyRecorded | NotFound):
+            self._refused(batch, log, exc)
+            return False
+        if is_passing(exc):
+            return self._settle(batch, log, exc, step)
+        log.warning("batch failed", step=step, error=plain_text(exc, 200), exc_info=exc)
+        self._release(batch, log, plain_text(exc))
+        return False
+
+    def _settle(
+        self, batch: Batch, log: structlog.stdlib.BoundLogger, exc: Exception, step: str
+    ) -> bool:
+        """Find out, when the server is there again, whether the batch is still to be worked.
+
+        To record it again would not do: if the commit did not take place, the handler's rows are
+        gone, and a record without them would be a lie. So the lease is asked.
+        """
+        log.warning("transaction lost", step=step, error=plain_text(exc, 200))
+        try:
+            state = self._persist(
+                self._bounded,
+                self._client.extend_lease,
+                batch.batch_id,
+                batch.lease_epoch,
+                self._lease,
+            )
+        except AlreadyRecorded:
+            self._recorded_before(batch, log)
+            return False
+        except (StaleLease, NotFound) as refusal:
+            self._refused(batch, log, refusal)
+            return False
+        if state is None or self._stopping.is_set():
+            self._give_back(batch)
+            return False
+        if not is_connection_lost(exc):
+            # Two that were in each other's way should not meet again at once.
+            self._stopping.wait(random.uniform(0.0, 0.2))  # noqa: S311
+        return True
+
+    def _refused(self, batch: Batch, log: structlog.stdlib.BoundLogger, exc: Error) -> None:
+        """The result came too late, and its rows are gone with it: say so."""
+        self._let_go(batch)
+        late = batch.claim.lease_expires_at.isoformat(timespec="seconds")
+        try:
+            self._client.report_refused(
+                batch.batch_id, batch.lease_epoch, exc.sqlstate, f"worker {self.name}"
+            )
+            status = (self._client.job_progress(batch.job_id)).status
+        except (Error, psycopg.Error) as trouble:
+            log.warning("result refused, and not reported", error=plain_text(trouble, 200))
+            return
+        # After a cancel that is what is to be expected; else somebody should know.
+        tell = log.info if status in {"CANCELING", "REVOKED"} else log.warning
+        tell(
+            "result refused",
+            sqlstate=exc.sqlstate,
+            reason=exc.message,
+            status=str(status),
+            leased_until=late,
+        )
+
+    def _release(self, batch: Batch, log: structlog.stdlib.BoundLogger, error: str) -> None:
+        """Give a batch back with an error, which costs an attempt unless it was cancelled."""
+        try:
+            self._persist(
+                self._client.release_batch,
+                batch.batch_id,
+                batch.lease_epoch,
+                None if batch.cancelled else error,
+                self._retry_in(batch.attempt),
+            )
+        except (StaleLease, AlreadyRecorded, NotFound) as exc:
+            log.info("batch is another's by now", reason=exc.message)
+        self._let_go(batch, look=True)
+
+    def _give_back(self, batch: Batch) -> None:
+        """Give a batch back that is not worked, or not to its end; that costs no attempt."""
+        log = self._log.bind(job=batch.job_id, batch=batch.batch_id, epoch=batch.lease_epoch)
+        try:
+            self._bounded(self._client.release_batch, batch.batch_id, batch.lease_epoch)
+        except (StaleLease, AlreadyRecorded, NotFound) as exc:
+            log.info("batch is another's by now", reason=exc.message)
+        except psycopg.Error as exc:
+            log.warning("batch not given back, its lease runs out", error=plain_text(exc, 200))
+        else:
+            log.info("batch given back")
+        self._let_go(batch)
+
+    # Beside the work
+
+    def _reap(self) -> bool:
+        reaped = self._persist(self._client.reap_leases)
+        for one in reaped or ():
+            self._log.info(
+                "reaped", action=one.action, job=one.job_id, batch=one.batch_id, detail=one.detail
+            )
+        return bool(reaped)
+
+    def _reap_now_and_then(self) -> None:
+        every = self._reap_every or 0.0
+        # Jittered, so that of many workers one after the other looks.
+        while not self._stopping.wait(every * random.uniform(0.5, 1.5)):  # noqa: S311
+            if self._reap():
+                self._wake.set()
+
+    def _listen(self, conninfo: str) -> None:
+        """Be woken by the database. Only a help: whatever is missed, the next poll finds."""
+        while not self._stopping.is_set():
+            self._persist(self._hear, conninfo)
+
+    def _hear(self, conninfo: str) -> None:
+        with Connection.connect(conninfo, autocommit=True) as conn:
+            conn.execute("listen pyjobs")
+            self._wake.set()  # for what came before
+            while not self._stopping.is_set():
+                for notice in conn.notifies(timeout=0.5):
+                    if notice.payload in self._queues:
+                        self._wake.set()
