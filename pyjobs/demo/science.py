@@ -163,11 +163,11 @@ def read_tile(content: bytes) -> Pixels:
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise BadTileError(f"truncated: only {len(content)} bytes of it arrived") from error
+        raise BadTileError(f"truncated, {len(content)} bytes arrived") from error
     pixels: Pixels = np.asarray(loaded, dtype=np.float32)
     lost = int(np.count_nonzero(~np.isfinite(pixels)))
     if lost:
-        raise BadTileError(f"poisoned: {lost} of its {pixels.size} pixels are no numbers")
+        raise BadTileError(f"poisoned, {lost} of {pixels.size} pixels are NaN")
     return pixels
 
 
