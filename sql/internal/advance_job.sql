@@ -50,7 +50,7 @@ begin
             where s.job_id = advance_job.job_id and s.run = j.run and not s.done
             order by s.no
             limit 1;
-        elsif j.status = 'CANCELING' then
+        elsif j.status = 'CANCELING' and not advance_job.hand_over then
             stage_no := null;
         else
             return;
