@@ -87,24 +87,39 @@ def _call(name: str, required: int, /, *, repeatable: bool, **arguments: Type) -
     CALLS[name] = Call(name, required, arguments, repeatable)
 
 
-_JOB_OPTIONS = {
-    "batch_size": INT,
-    "priority": INT,
-    "run_at": TIMESTAMPTZ,
-    "name": TEXT,
-    "dedupe_key": TEXT,
-    "failure_threshold": NUMERIC,
-    "max_attempts": INT,
-    "stages": TEXTS,
-    "barriers": TEXTS,
-    "hold": BOOLEAN,
-    "seal": BOOLEAN,
-}
-
 # Producers. Not repeatable: what makes a job or adds items would do it twice. A dedupe_key helps
 # only while the first job lives.
-_call("enqueue_job", 1, repeatable=False, queue=TEXT, items=JSONB, params=JSONB, **_JOB_OPTIONS)
-_call("enqueue_jobs", 2, repeatable=False, queue=TEXT, params=JSONB, **_JOB_OPTIONS)
+_call(
+    "enqueue_job",
+    1,
+    repeatable=False,
+    queue=TEXT,
+    items=JSONB,
+    params=JSONB,
+    batch_size=INT,
+    priority=INT,
+    run_at=TIMESTAMPTZ,
+    name=TEXT,
+    dedupe_key=TEXT,
+    failure_threshold=NUMERIC,
+    max_attempts=INT,
+    stages=TEXTS,
+    barriers=TEXTS,
+    hold=BOOLEAN,
+    seal=BOOLEAN,
+)
+_call(
+    "enqueue_jobs",
+    2,
+    repeatable=False,
+    queue=TEXT,
+    params=JSONB,
+    priority=INT,
+    run_at=TIMESTAMPTZ,
+    name=TEXT,
+    failure_threshold=NUMERIC,
+    max_attempts=INT,
+)
 _call("add_items", 2, repeatable=False, job_id=BIGINT, items=JSONB, stage=TEXT)
 _call("seal_job", 1, repeatable=True, job_id=BIGINT)
 _call("release_job", 1, repeatable=True, job_id=BIGINT)
@@ -117,7 +132,7 @@ _LEASED = {"batch_id": BIGINT, "lease_epoch": BIGINT}
 _RESULT = {"failed": JSONB, "counters": JSONB, "next_items": JSONB}
 _call("claim_next_job", 1, repeatable=True, worker=TEXT, queues=TEXTS, **_CLAIM_OPTIONS)
 _call("claim_next_batch", 2, repeatable=True, job_id=BIGINT, worker=TEXT, **_CLAIM_OPTIONS)
-_call("claim_jobs", 4, repeatable=True, worker=TEXT, queues=TEXTS, max_jobs=INT, lease=INTERVAL)
+_call("claim_jobs", 1, repeatable=True, worker=TEXT, queues=TEXTS, max_jobs=INT, lease=INTERVAL)
 _call("record_batch", 2, repeatable=True, **_LEASED, **_RESULT)
 _call("record_and_claim", 3, repeatable=True, **_LEASED, worker=TEXT, **_RESULT, **_CLAIM_OPTIONS)
 _call(
@@ -129,7 +144,7 @@ _call(
     failed=JSONB,
     counters=JSONB,
 )
-_call("extend_lease", 3, repeatable=True, **_LEASED, lease=INTERVAL)
+_call("extend_lease", 2, repeatable=True, **_LEASED, lease=INTERVAL)
 _call("release_batch", 2, repeatable=True, **_LEASED, error=TEXT, retry_in=INTERVAL)
 _call("report_refused", 3, repeatable=False, **_LEASED, sqlstate=TEXT, detail=TEXT)
 _call("reap_leases", 0, repeatable=True)

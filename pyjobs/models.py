@@ -169,6 +169,8 @@ class StageProgress(Row):
     """A stage of a job: `status` is waiting, running or done; `progress` from 0 to 1.
 
     The other numbers are items. processed = succeeded + failed; remaining = total - processed.
+    `carried` is there where the run repeats only what had failed: what earlier runs had done of the
+    stage, `{"succeeded", "counters"}`, which is not in the other numbers.
     """
 
     key: str
@@ -181,6 +183,7 @@ class StageProgress(Row):
     failed: int
     remaining: int
     counters: dict[str, int]
+    carried: dict[str, JsonValue] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +199,15 @@ class JobError(Row):
 class Progress:
     """The progress document of a job.
 
-    `progress` is from 0 to 1, the mean of the stages'. `errors` are the first ten of this run and
+    `progress` is from 0 to 1, the mean of the stages'. `rate` is items a second, `seconds_left`
+    what remains at that rate; None where unknown. `errors` are the first ten of this run and
     `more_errors` how many more there are. `document` is the whole as the database gave it.
     """
 
     status: JobStatus
     progress: float
+    rate: float | None
+    seconds_left: float | None
     stages: tuple[StageProgress, ...]
     errors: tuple[JobError, ...]
     more_errors: int
@@ -210,9 +216,12 @@ class Progress:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Make it from what `job_progress` returns."""
+        summary = document["summary"]
         return cls(
-            status=JobStatus(document["summary"]["status"]),
-            progress=document["summary"]["progress"],
+            status=JobStatus(summary["status"]),
+            progress=summary["progress"],
+            rate=summary.get("rate"),
+            seconds_left=summary.get("seconds_left"),
             stages=tuple(StageProgress.from_row(stage) for stage in document["stages"]),
             errors=tuple(JobError.from_row(error) for error in document["errors"]),
             more_errors=document.get("more_errors", 0),

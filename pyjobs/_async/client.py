@@ -278,17 +278,11 @@ class AsyncClient:
         self,
         queue: str,
         params: Sequence[JsonValue],
-        batch_size: int | None = None,
         priority: int | None = None,
         run_at: datetime | None = None,
         name: str | None = None,
-        dedupe_key: str | None = None,
         failure_threshold: float | Decimal | None = None,
         max_attempts: int | None = None,
-        stages: Sequence[str] | None = None,
-        barriers: Sequence[str] | None = None,
-        hold: bool | None = None,
-        seal: bool | None = None,
         *,
         conn: AsyncConnection[Any] | None = None,
     ) -> list[int]:
@@ -299,17 +293,11 @@ class AsyncClient:
                 conn,
                 queue=queue,
                 params=params,
-                batch_size=batch_size,
                 priority=priority,
                 run_at=run_at,
                 name=name,
-                dedupe_key=dedupe_key,
                 failure_threshold=failure_threshold,
                 max_attempts=max_attempts,
-                stages=stages,
-                barriers=barriers,
-                hold=hold,
-                seal=seal,
             )
         )
 
@@ -389,9 +377,9 @@ class AsyncClient:
     async def claim_jobs(
         self,
         worker: str,
-        queues: Sequence[str],
-        max_jobs: int,
-        lease: timedelta,
+        queues: Sequence[str] | None = None,
+        max_jobs: int | None = None,
+        lease: timedelta | None = None,
         *,
         conn: AsyncConnection[Any] | None = None,
     ) -> list[Claim]:
@@ -489,7 +477,7 @@ class AsyncClient:
         self,
         batch_id: int,
         lease_epoch: int,
-        lease: timedelta,
+        lease: timedelta | None = None,
         *,
         conn: AsyncConnection[Any] | None = None,
     ) -> LeaseState:
