@@ -3,11 +3,12 @@
 --   job_id    the job
 -- Returns     one row a finding, the most decisive first; at least one for every job: finding (one
 --             of the names below), evidence (one line), remedy (one line: a command to paste, or
---             what to do). Times are in the session's time zone. The findings: final, quarantined,
---             cancelling, held, unsealed, paused, queue paused, scheduled later, lease overdue,
---             leased (a row for each of the first workers), waiting for a retry, behind a barrier,
---             no worker (none asked for its queue for an hour), behind other jobs, ready, late
---             results (suspicious ones of the last day), stuck (a fault in pyjobs itself)
+--             what to do). Times are in the session's time zone; a number without a unit is one of
+--             batches. The findings: final, quarantined, cancelling, held, unsealed, paused, queue
+--             paused, scheduled later, lease overdue, leased (a row for each of the first workers),
+--             waiting for a retry, behind a barrier, no worker (none asked for its queue for an
+--             hour), behind other jobs, ready, late results (suspicious ones of the last day),
+--             stuck (a fault in pyjobs itself)
 -- Raises      PJ004 no such job, PJ005 job_id is null
 -- Locks       nothing
 -- Called by   roles pyjobs_reader and pyjobs_operator
@@ -66,7 +67,7 @@ begin
             case
                 when leases = 0 then 'no lease is out any more'
                 when j.cancel_deadline <= at_now then
-                    format('%s out, grace over since %s',
+                    format('%s out, overdue since %s',
                         pyjobs_internal.say_count(leases, 'lease'),
                         pyjobs_internal.say_time(j.cancel_deadline, at_now))
                 else
@@ -76,7 +77,7 @@ begin
             end,
             case
                 when leases = 0 or j.cancel_deadline <= at_now then 'select * from pyjobs.reap();'
-                else format('select pyjobs.cancel_job(%s, grace => ''0'');', j.id)
+                else format('select pyjobs.cancel_job(%s, null, ''0'');', j.id)
             end)::pyjobs.explanation;
     end if;
 
@@ -124,9 +125,9 @@ begin
         if r.place <= workers_shown then
             told := told || row(
                 case when r.overdue then 'lease overdue' else 'leased' end,
-                format('%s: %s %s',
-                    pyjobs_internal.say_short(r.worker, 20),
-                    pyjobs_internal.say_count(r.batches, 'batch'),
+                format('%s has %s %s',
+                    pyjobs_internal.say_short(r.worker, 16),
+                    r.batches,
                     case when r.overdue then 'since ' else 'until ' end
                     || pyjobs_internal.say_time(
                         case when r.overdue then r.first_end else r.last_end end, at_now)),
@@ -180,14 +181,14 @@ begin
             due_batches := due_batches + r.due;
             if r.later > 0 then
                 told := told || row('waiting for a retry',
-                    format('%s, next %s%s',
-                        pyjobs_internal.say_count(r.later, 'batch'),
+                    format('%s until %s%s',
+                        r.later,
                         pyjobs_internal.say_time(r.first_due, at_now),
                         ': ' || pyjobs_internal.say_short(
                             (select b.error from pyjobs_internal.batch b
                              where b.job_id = j.id and b.run = j.run and b.stage = r.no
                                 and b.state = 'pending' and b.due_at = r.first_due
-                             limit 1), 20)),
+                             limit 1), 18)),
                     'wait until then')::pyjobs.explanation;
             end if;
         end loop;
@@ -202,10 +203,10 @@ begin
         where j.queue = any (w.queues);
         if r.last_seen is null or r.last_seen <= at_now - interval '1 hour' then
             told := told || row('no worker',
-                format('none asked for queue %s %s',
-                    pyjobs_internal.say_short(j.queue, 20),
-                    coalesce('since ' || pyjobs_internal.say_time(r.last_seen, at_now), 'ever')),
-                'start a worker for this queue')::pyjobs.explanation;
+                coalesce('nobody asked since ' || pyjobs_internal.say_time(r.last_seen, at_now),
+                    'nobody ever asked for its queue'),
+                format('start a worker for %s',
+                    pyjobs_internal.say_short(j.queue, 18)))::pyjobs.explanation;
         end if;
     end if;
 
@@ -234,7 +235,7 @@ begin
                 case
                     when r.higher > 0 then format('%s of higher priority, up to %s',
                         pyjobs_internal.say_count(r.higher, 'job'), r.top)
-                    else format('%s of priority %s are served before it',
+                    else format('%s of priority %s come first',
                         pyjobs_internal.say_count(r.equal, 'job'), j.priority)
                 end,
                 format('select pyjobs.set_priority(%s, %s);', j.id,
@@ -252,7 +253,7 @@ begin
     if r.n > 0 then
         told := told || row('late results',
             format('%s refused, last %s', r.n, pyjobs_internal.say_time(r.last_at, at_now)),
-            format('select * from pyjobs.refused where job_id=%s;', j.id))::pyjobs.explanation;
+            format('look in pyjobs.refused, job_id %s', j.id))::pyjobs.explanation;
     end if;
 
     -- Neither should ever be seen: a job whose last batch is closed is final in the same commit.
@@ -260,7 +261,7 @@ begin
         select from pyjobs_internal.batch b
         where b.job_id = j.id and b.run = j.run and b.state in ('pending', 'leased'))
     then
-        told := told || row('stuck', 'every batch is closed, yet it is not final',
+        told := told || row('stuck', 'all batches closed, yet not final',
             format('select * from pyjobs.finalize_job(%s);', j.id))::pyjobs.explanation;
     elsif told = '{}' then
         told := told || row('stuck', 'its rows contradict each other',
