@@ -275,7 +275,7 @@ def migrate(
     Raises MigrationError, and psycopg.OperationalError where there is no connection.
     """
     schema = _Schema.read(root)
-    with _connect(conninfo) as conn:
+    with _connect(conninfo) as conn, _explained():
         if plan:
             return _plan(conn, schema)
         with _alone(conn, wait):
@@ -296,7 +296,7 @@ def rollback(
     roles, which other databases of the server may use.
     """
     schema = _Schema.read(root)
-    with _connect(conninfo) as conn, _alone(conn, wait):
+    with _connect(conninfo) as conn, _explained(), _alone(conn, wait):
         return _in_transaction(conn, lambda: _take_down(conn, schema, count))
 
 
@@ -422,6 +422,8 @@ def _connect(conninfo: str) -> Iterator[Connection]:
         prepare_threshold=None,
         fallback_application_name="pyjobs migrate",
     ) as conn:
+        # The first: it may be shorter than the next statement takes.
+        conn.execute("set statement_timeout = 0")
         conn.execute(
             "select set_config(s.name, w.value, false) from pg_catalog.pg_settings s"
             " join unnest(%s::text[], %s::text[]) w (name, value) on w.name = s.name",
@@ -483,12 +485,6 @@ def _in_transaction(conn: Connection, work: Callable[[], Report]) -> Report:
         except _TRANSIENT as error:
             log.info("trying again: %s", str(error).partition("\n")[0])
             raise
-        except BadMigration as error:
-            raise MigrationError(str(error)) from error
-        except errors.Error as error:
-            if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
-                raise
-            raise MigrationError(_explain(error)) from error
 
     again = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_TRANSIENT),
@@ -502,6 +498,19 @@ def _in_transaction(conn: Connection, work: Callable[[], Report]) -> Report:
         raise MigrationError(
             f"other sessions held the locks that it needs for five minutes: {last}"
         ) from last
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What the server refuses becomes our error; that it is gone stays psycopg's."""
+    try:
+        yield
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        raise MigrationError(_explain(error)) from error
+    except BadMigration as error:
+        raise MigrationError(str(error)) from error
 
 
 def _explain(error: psycopg.Error, where: str = "", text: str = "") -> str:
