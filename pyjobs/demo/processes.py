@@ -96,7 +96,8 @@ class WorkerProcess:
                 # One thread each: four of them share what cores there are.
                 env=os.environ | {"PYJOBS_DATABASE_URL": database_url, "OMP_NUM_THREADS": "1"},
             )
-        threading.Thread(target=self._listen, name=f"listen-{name}", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name=f"hear-{name}", daemon=True)
+        self._listener.start()
 
     @property
     def pid(self) -> int:
@@ -140,7 +141,7 @@ class WorkerProcess:
     @property
     def has_ended_early(self) -> bool:
         """It ended although nobody ended it."""
-        return self._state == "running" and self._process.poll() is not None
+        return self._state in {"running", "ended"} and self._process.poll() is not None
 
     def last_words(self, lines: int = 12) -> str:
         """The end of its log."""
@@ -152,14 +153,16 @@ class WorkerProcess:
             # A suspended process takes no notice of anything until it goes on.
             self.resume()
             self._process.terminate()
-            if self._process.stdin is not None:
-                with contextlib.suppress(OSError):
-                    self._process.stdin.close()
             try:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._listener.join()  # its pipe ends with the process
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 def parse(worker: str, line: str) -> Told | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import pyjobs
 from pyjobs import embedded
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 6  # tiles that are leased, worked and recorded as one
 BLUE_TILES = 48
 BLUE_MISSING = 28  # of them, in the first run: more than half, so that the job fails
-TIME_LIMIT = 120.0  # seconds; what is not done by then is stuck
+TIME_LIMIT = 240.0  # seconds; what is not done by then is stuck, even on a busy machine
 
 WHITE, RED, BLUE = "white plate", "red plate", "blue plate"
 
@@ -51,8 +52,12 @@ class Place:
 
     @property
     def psql(self) -> str:
-        program = "psql" if self.server is None else self.server.psql_path
-        return shlex.join([program, self.url])
+        if self.server is not None:
+            return shlex.join([self.server.psql_path, self.url])
+        # Somebody's own: without the password, for it would stay on the screen.
+        shown: dict[str, Any] = conninfo_to_dict(self.url)
+        shown.pop("password", None)
+        return shlex.join(["psql", make_conninfo(**shown)])
 
 
 @dataclass

@@ -7,6 +7,7 @@ It works until it is told to end: by SIGTERM, or by the end of its standard inpu
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -22,6 +23,7 @@ LEASE = timedelta(seconds=3)
 def main() -> None:
     name, queue = sys.argv[1:3]
     handlers.worker_name = name
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with pyjobs.Client(os.environ["PYJOBS_DATABASE_URL"]) as client:
         worker = pyjobs.Worker(
             client, handlers.handle, [queue], name=name, lease=LEASE, poll=0.2, reap_every=1.0
