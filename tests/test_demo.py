@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pytest
@@ -23,9 +23,7 @@ from rich.console import Console
 from pyjobs import demo
 from pyjobs.demo import check, plain, science
 from pyjobs.demo.display import JobView, LineBoard, LiveBoard, Note, Snapshot, StageView, WorkerView
-
-if TYPE_CHECKING:
-    from pyjobs.demo.mischief import Record
+from pyjobs.demo.mischief import Lease, Record
 
 TIME_LIMIT = 300  # seconds, on a machine that has much else to do
 QUICK = 0.03  # seconds a tile, where nobody watches
@@ -265,6 +263,12 @@ def test_a_worker_that_ends_by_itself_ends_the_demo_and_says_why(
     assert demo.run(options, Console(file=printed, width=80)) == 1
     assert "ended by itself" in printed.getvalue()
     assert "no workers today" in printed.getvalue()
+
+
+def test_a_demo_in_which_nothing_was_done_to_it_does_not_pass() -> None:
+    assert len(Record().missing) == 4
+    lease = Lease("worker-2", 1, 1, 10)
+    assert Record(lease, lease, cancelled_at=180, failed_items=28).missing == []
 
 
 def test_says_what_to_install_where_a_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

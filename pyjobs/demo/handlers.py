@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from pyjobs import Batch, LazyConnection
 
+# Rows are written and not committed for so long, in seconds: that is when the demo strikes.
+STRIKE_WINDOW = 0.2
+
 worker_name = "worker"  # this process, set by pyjobs.demo.worker
 
 
@@ -73,11 +76,10 @@ def process(batch: Batch, conn: LazyConnection) -> None:
             for row in rows:
                 copy.write_row(row)
     batch.count(sources=len(rows))
-    # Written, not committed: this is the moment at which the demo strikes.
     if rows:
         backend = conn.info.backend_pid
         tell(batch, "wrote", f"{len(rows)} rows written", rows=len(rows), backend=backend)
-        time.sleep(2 * batch.params["pace"])
+        time.sleep(STRIKE_WINDOW)
 
 
 def results(batch: Batch, conn: LazyConnection) -> None:

@@ -42,6 +42,17 @@ class Record:
     failed_items: int | None = None  # of the blue plate, in its first run
     trouble: list[str] = field(default_factory=list)
 
+    @property
+    def missing(self) -> list[str]:
+        """What was not done: a demo in which nothing went wrong has shown nothing."""
+        done = {
+            "No worker was killed.": self.killed,
+            "No worker was suspended.": self.suspended,
+            "No job was cancelled.": self.cancelled_at,
+            "No job was retried.": self.failed_items,
+        }
+        return [sentence for sentence, what in done.items() if what is None]
+
 
 @dataclass
 class Scene:

@@ -331,7 +331,7 @@ def _tell(demo: Demo, setup: check.Setup, record: mischief.Record) -> bool:
     console.rule("What was thrown at it, and what the database says now", align="left")
     check.show(console, account)
     console.print()
-    wrong = record.trouble + account.wrong
+    wrong = record.trouble + record.missing + account.wrong
     wrong += [f"Job {row[0]} is {row[1]}: {row[2]}. {row[3]} {row[4]}" for row in unfinished]
     for sentence in wrong:
         console.print(f"WRONG: {sentence}", style="bold red", highlight=False, markup=False)
