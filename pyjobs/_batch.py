@@ -94,8 +94,9 @@ class Batch:
 
     def emit(self, items: Iterable[JsonValue]) -> None:
         """Hand items to the next stage."""
+        more = list(items)
         with self._lock:
-            self._emitted.extend(items)
+            self._emitted.extend(more)
 
     @property
     def cancelled(self) -> bool:

@@ -172,27 +172,23 @@ def test_an_empty_list_of_items_is_an_empty_job_and_none_is_one_item(api):
     assert (claim.job_id, claim.items) == (job, [{"only": "params"}])
 
 
-@pytest.mark.parametrize(
-    "value",
-    [True, 3, 0.1, "text ✓ \U0001f52d", [], {}, [1, [2, {"a": [None]}]], Jsonb(None)],
-    ids=repr,
-)
-def test_params_may_be_any_json_value(api, value):
-    api.enqueue_job("q", params=value)
-    (claim,) = api.claim_next_job("w", ["q"])
-    assert claim.params == (None if isinstance(value, Jsonb) else value)
+def test_params_may_be_any_json_value(api):
+    for value in [True, 3, 0.1, "text ✓ \U0001f52d", [], {}, [1, [2, {"a": [None]}]], Jsonb(None)]:
+        api.enqueue_job("q", params=value)
+        (claim,) = api.claim_next_job("w", ["q"])
+        assert claim.params == (None if isinstance(value, Jsonb) else value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1}], ids=repr)
-def test_what_is_no_json_is_refused_before_it_is_sent(api, value):
-    with pytest.raises((ValueError, TypeError)):
-        api.enqueue_job("q", [value])
+def test_what_is_no_json_is_refused_before_it_is_sent(api):
+    for value in [float("nan"), float("inf"), {1}]:
+        with pytest.raises((ValueError, TypeError)):
+            api.enqueue_job("q", [value])
+    assert api.jobs() == []
 
 
-@pytest.mark.parametrize("queues", ["default", "q"])
-def test_a_string_is_not_taken_for_a_list_of_its_letters(api, queues):
+def test_a_string_is_not_taken_for_a_list_of_its_letters(api):
     with pytest.raises(TypeError, match="not the string"):
-        api.claim_next_job("w", queues)
+        api.claim_next_job("w", "default")
 
 
 def test_enqueue_jobs_returns_an_id_for_each(api):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -47,6 +47,8 @@ __all__ = ["Client"]
 
 # How often a call is tried that the server rolled back, or whose connection was lost.
 ATTEMPTS = 5
+# How long the pool tries by itself to reach a server that is away, in seconds.
+RECONNECT = 1.0
 
 
 class Client:
@@ -93,6 +95,7 @@ class Client:
                 min_size=0,
                 max_size=max_size,
                 timeout=timeout,
+                reconnect_timeout=RECONNECT,
                 open=False,
                 name="pyjobs",
             )
@@ -138,18 +141,22 @@ class Client:
 
     def _take(self) -> Connection[Any]:
         conn: Connection[Any]
-        try:
+        if not self._owns_pool:
             conn = self.pool.getconn()
-        except PoolTimeout as exc:
-            if not self._owns_pool:
-                raise
-            # The pool only logs why it has no connection: find out, and say so.
-            try:
-                (Connection.connect(self._conninfo())).close()
-            except psycopg.OperationalError as reason:
-                raise PoolTimeout(f"{exc}: {reason}") from reason
-            raise
-        return conn
+            return conn
+        # The pool tries to connect for whoever comes to ask, and then ever more rarely: so ask
+        # again and again, to be there soon when a server that was away comes back.
+        deadline = monotonic() + self.pool.timeout
+        while (left := deadline - monotonic()) > 0:
+            with suppress(PoolTimeout):
+                conn = self.pool.getconn(timeout=min(left, RECONNECT))
+                return conn
+        message = f"no connection within {self.pool.timeout:g} s"
+        try:
+            (Connection.connect(self._conninfo())).close()
+        except psycopg.OperationalError as reason:
+            raise PoolTimeout(f"{message}: {reason}") from reason
+        raise PoolTimeout(f"{message}: all {self.pool.max_size} of the client are in use")
 
     def _take_alive(self) -> Connection[Any]:
         conn = self._take()

@@ -92,7 +92,7 @@ class SyncTwin:
     def worker(
         self, conninfo: str, handler: Handler, *queues: str, **options: Any
     ) -> RunningWorker:
-        client = pyjobs.Client(conninfo)
+        client = pyjobs.Client(conninfo, timeout=2)
         worker = pyjobs.Worker(
             client,
             lambda batch, conn: run_now(handler(batch, Awaiting(conn))),
@@ -100,9 +100,12 @@ class SyncTwin:
             **options,
         )
 
-        def run(**how: Any) -> None:
+        def run(after: Callable[[], None] | None = None, **how: Any) -> None:
             with client:
                 worker.run(**how)
+                if after:
+                    after()
+                    worker.run(**how)
 
         return RunningWorker(worker, run)
 
@@ -132,18 +135,23 @@ class AsyncTwin:
     def worker(
         self, conninfo: str, handler: Handler, *queues: str, **options: Any
     ) -> RunningWorker:
-        client = pyjobs.AsyncClient(conninfo)
+        client = pyjobs.AsyncClient(conninfo, timeout=2)
         worker = pyjobs.AsyncWorker(client, handler, queues or ("default",), **options)
 
-        async def work(**how: Any) -> None:
+        async def work(after: Callable[[], None] | None = None, **how: Any) -> None:
             async with client:
                 await worker.run(**how)
+                if after:
+                    after()
+                    await worker.run(**how)
 
         return RunningWorker(worker, lambda **how: asyncio.run(work(**how)))
 
     async def wait_for(self, event: threading.Event) -> None:
         """For handlers: wait until it is set, and let others run."""
-        assert await asyncio.to_thread(event.wait, 30)
+        async with asyncio.timeout(30):
+            while not event.is_set():  # noqa: ASYNC110 - it is another thread's
+                await asyncio.sleep(0.005)
 
     def close(self) -> None:
         self.runner.close()
@@ -158,9 +166,9 @@ class RunningWorker:
         self._thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
-    def finish(self) -> None:
-        """Run it here until it is idle."""
-        self._run(until_idle=True)
+    def finish(self, after: Callable[[], None] | None = None) -> None:
+        """Run it here until it is idle; with ``after`` once more after that."""
+        self._run(until_idle=True, after=after)
 
     def start(self) -> RunningWorker:
         def run() -> None:

@@ -1,0 +1,652 @@
+"""The worker records what its handler did, with its rows, once or not at all.
+
+Each test runs with the synchronous and the asynchronous worker. Handlers are written once, as
+coroutines; see tests/support/twins.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from datetime import timedelta
+
+import psycopg
+import pytest
+import structlog
+
+import pyjobs
+from pyjobs import JobStatus
+from tests.support import wait_until
+from tests.support.proxy import Proxy
+from tests.support.twins import AsyncTwin, SyncTwin
+
+AT_ONCE = {"retry_in": lambda _attempt: timedelta(0)}
+QUICK = {"heartbeat": False, **AT_ONCE}
+
+
+@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
+def twin(request):
+    made = request.param()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(dsn, db):
+    db.execute("create table public.result (item jsonb, batch_id bigint, attempt int)")
+    with pyjobs.Client(dsn) as client:
+        yield client
+
+
+@pytest.fixture
+def results(db):
+    return lambda: [
+        row[0] for row in db.execute("select item from public.result order by 1").fetchall()
+    ]
+
+
+async def store(batch, conn):
+    """Write a row for each item."""
+    for item in batch.items:
+        await conn.execute(
+            "insert into public.result values (%s::jsonb, %s, %s)",
+            [json.dumps(item), batch.batch_id, batch.attempt],
+        )
+
+
+@pytest.fixture
+def notes(caplog):
+    """The worker's log, as lines."""
+    caplog.set_level(logging.INFO, logger="pyjobs.worker")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+# What a handler does is recorded
+
+
+def test_a_job_is_worked_to_its_end_with_rows_counters_and_failures(twin, dsn, client, results):
+    async def handler(batch, conn):
+        await store(batch, conn)
+        batch.count(seen=1)
+        batch.count(seen=len(batch.items), other=2)
+        if 3 in batch.items:
+            batch.fail(batch.items.index(3), "replaced")
+            batch.fail(batch.items.index(3), ValueError("bad \0 and \ud800"))
+
+    job = client.enqueue_job("q", list(range(7)), batch_size=3)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    progress = client.job_progress(job)
+    assert progress.status is JobStatus.SUCCESS
+    (stage,) = progress.stages
+    assert (stage.processed, stage.failed, stage.counters) == (7, 1, {"seen": 10, "other": 6})
+    assert [(e.item, e.error) for e in progress.errors] == [(3, "ValueError: bad \ufffd and ?")]
+    assert results() == list(range(7))
+    assert client.audit_job() == []
+
+
+def test_a_batch_shows_its_claim(twin, dsn, client):
+    seen = []
+
+    async def handler(batch, conn):
+        seen.append(
+            (
+                *(batch.job_id, batch.run, batch.queue, batch.stage, batch.attempt),
+                *(batch.items, batch.params, batch.cancelled, repr(batch)),
+            )
+        )
+
+    job = client.enqueue_job("q", ["x"], {"p": 1})
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    (row,) = seen
+    assert row[:8] == (job, 1, "q", "process", 1, ["x"], {"p": 1}, False)
+    assert f"of job {job}, stage process, 1 items" in row[8]
+
+
+def test_emitted_items_go_through_all_stages(twin, dsn, client, results):
+    async def handler(batch, conn):
+        if batch.stage == "collect":
+            batch.emit({"n": n} for many in batch.items for n in range(many))
+        elif batch.stage == "process":
+            batch.emit([item["n"] * 10 for item in batch.items])
+        else:
+            await store(batch, conn)
+
+    job = client.enqueue_job(
+        "q", [4, 3], stages=["collect", "process", "results"], barriers=["results"], batch_size=2
+    )
+    worker = twin.worker(dsn, handler, "q", concurrency=3, max_batches=2, poll=0.05, **QUICK)
+    worker.finish()
+    assert client.job_progress(job).status is JobStatus.SUCCESS
+    assert sorted(results()) == [0, 0, 10, 10, 20, 20, 30]
+
+
+def test_a_worker_serves_its_queues_only_and_may_run_again(twin, dsn, client):
+    async def handler(batch, conn):
+        pass
+
+    one, two, three = (client.enqueue_job(queue) for queue in ("a", "b", "c"))
+    worker = twin.worker(dsn, handler, "a", "b", **QUICK)
+    worker.finish()
+    assert [client.job(job).status for job in (one, two, three)] == [
+        JobStatus.SUCCESS,
+        JobStatus.SUCCESS,
+        JobStatus.PENDING,
+    ]
+    assert [w.worker for w in client.active_workers()] == [worker.worker.name]
+
+
+def test_batches_are_worked_at_once(twin, dsn, client):
+    barrier = threading.Barrier(3)
+
+    async def handler(batch, conn):
+        # Each waits until three are there at the same time.
+        arrived = threading.Event()
+
+        def arrive():
+            barrier.wait(20)
+            arrived.set()
+
+        threading.Thread(target=arrive, daemon=True).start()
+        await twin.wait_for(arrived)
+
+    job = client.enqueue_job("q", [1, 2, 3])
+    twin.worker(dsn, handler, "q", concurrency=3, **QUICK).finish()
+    assert client.job_progress(job).status is JobStatus.SUCCESS
+
+
+# The handler's connection
+
+
+def test_the_transaction_opens_when_the_connection_is_first_used(twin, dsn, client, db, results):
+    def in_transaction():
+        return db.execute(
+            "select count(*) from pg_stat_activity where application_name = 'pyjobs'"
+            " and state = 'idle in transaction' and datname = current_database()"
+        ).fetchone()[0]
+
+    seen = []
+
+    async def handler(batch, conn):
+        seen.append(in_transaction())
+        await store(batch, conn)
+        seen.append(in_transaction())
+        seen.append(results())
+
+    client.enqueue_job("q", [1])
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert seen == [0, 1, []]
+    assert results() == [1]
+
+
+def test_rows_of_a_handler_that_raises_are_rolled_back_and_the_batch_is_tried_again(
+    twin, dsn, client, results, db, notes
+):
+    async def handler(batch, conn):
+        await store(batch, conn)
+        if batch.attempt < 3:
+            raise LookupError(f"attempt {batch.attempt} \0")
+
+    job = client.enqueue_job("q", [1], max_attempts=3)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert client.job_progress(job).status is JobStatus.SUCCESS
+    assert db.execute("select attempt from public.result").fetchall() == [(3,)]
+    assert db.execute("select error from pyjobs.batch").fetchall() == [
+        ("LookupError: attempt 2 \ufffd",)
+    ]
+    assert len([note for note in notes() if note.startswith("batch failed")]) == 2
+
+
+def test_a_handler_that_always_raises_uses_up_the_attempts(twin, dsn, client, results):
+    async def handler(batch, conn):
+        await store(batch, conn)
+        raise RuntimeError("never")
+
+    job = client.enqueue_job("q", [1, 2], batch_size=2, max_attempts=2)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    progress = client.job_progress(job)
+    assert progress.status is JobStatus.FAILURE
+    assert {error.error for error in progress.errors} == {"RuntimeError: never"}
+    assert results() == []
+
+
+def test_the_pause_after_a_failed_attempt_grows(twin, dsn, client, db):
+    async def handler(batch, conn):
+        raise RuntimeError("not yet")
+
+    client.enqueue_job("q", [1])
+    twin.worker(dsn, handler, "q", heartbeat=False).finish()
+    state, attempt, pause = db.execute(
+        "select state::text, attempt, extract(epoch from due_at - clock_timestamp())"
+        " from pyjobs.batch"
+    ).fetchone()
+    assert (state, attempt) == ("pending", 1)
+    assert pause < 1
+    from pyjobs._async.worker import back_off
+
+    assert timedelta(seconds=8) <= back_off(5) <= timedelta(seconds=16)
+    assert timedelta(seconds=150) <= back_off(1000) <= timedelta(seconds=300)
+
+
+@pytest.mark.parametrize("way", ["commit", "rollback", "close"])
+def test_a_handler_cannot_end_its_transaction(twin, dsn, client, results, way):
+    said = []
+
+    async def handler(batch, conn):
+        await store(batch, conn)
+        target = conn if twin.name == "async" else conn.conn
+        try:
+            result = getattr(target, way)()
+            if twin.name == "async":
+                await result
+        except RuntimeError as exc:
+            said.append(str(exc))
+            raise
+
+    job = client.enqueue_job("q", [1], max_attempts=1)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert client.job_progress(job).status is JobStatus.FAILURE
+    assert "the worker commits it together with the record" in said[0]
+    assert results() == []
+
+
+def test_what_is_not_accepted_at_the_record_takes_the_rows_with_it(twin, dsn, client, results, db):
+    async def handler(batch, conn):
+        await store(batch, conn)
+        batch.emit(["there is no next stage"])
+
+    job = client.enqueue_job("q", [1], max_attempts=1)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert client.job_progress(job).status is JobStatus.FAILURE
+    assert "next_items" in db.execute("select error from pyjobs.batch").fetchone()[0]
+    assert results() == []
+
+
+def test_a_statement_that_fails_and_is_ignored_fails_the_batch(twin, dsn, client, results):
+    async def handler(batch, conn):
+        await store(batch, conn)
+        with contextlib.suppress(psycopg.errors.DivisionByZero):
+            await conn.execute("select 1 / 0")
+
+    job = client.enqueue_job("q", [1], max_attempts=1)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert client.job_progress(job).status is JobStatus.FAILURE
+    assert results() == []
+
+
+def test_a_constraint_checked_at_commit_fails_the_batch(twin, dsn, client, results, db):
+    db.execute(
+        "alter table public.result add constraint once unique (item) deferrable initially deferred"
+    )
+
+    async def handler(batch, conn):
+        await store(batch, conn)
+        await store(batch, conn)
+
+    job = client.enqueue_job("q", [1], max_attempts=1)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert client.job_progress(job).status is JobStatus.FAILURE
+    assert results() == []
+
+
+# Refused, repeated, lost
+
+
+def test_a_late_result_is_refused_with_its_rows_and_reported(twin, dsn, client, results, db, notes):
+    async def handler(batch, conn):
+        await store(batch, conn)
+        # Somebody else has it by now, and records it.
+        db.execute("select pyjobs.release_batch(%s, %s)", [batch.batch_id, batch.lease_epoch])
+        (other,) = client.claim_next_job("other", ["q"])
+        client.record_batch(other.batch_id, other.lease_epoch, counters={"by_other": 1})
+
+    job = client.enqueue_job("q", [1])
+    worker = twin.worker(dsn, handler, "q", **QUICK)
+    worker.finish()
+    assert results() == []
+    (stage,) = client.job_progress(job).stages
+    assert (stage.processed, stage.counters) == (1, {"by_other": 1})
+    assert db.execute("select sqlstate, class, detail from pyjobs.refused").fetchall() == [
+        ("PJ001", "suspicious", f"worker {worker.worker.name}")
+    ]
+    (note,) = [note for note in notes() if note.startswith("result refused")]
+    assert "sqlstate=PJ001" in note
+    assert "status=SUCCESS" in note
+
+
+def test_a_result_after_a_cancel_is_normal(twin, dsn, client, results, db, caplog):
+    caplog.set_level(logging.INFO, logger="pyjobs.worker")
+
+    async def handler(batch, conn):
+        client.cancel_job(batch.job_id, grace=timedelta(0))
+        await store(batch, conn)
+
+    client.enqueue_job("q", [1, 2])
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert results() == []
+    assert db.execute("select class from pyjobs.refused").fetchall() == [("normal",)]
+    (record,) = [r for r in caplog.records if "result refused" in r.getMessage()]
+    assert record.levelno == logging.INFO
+
+
+@pytest.mark.parametrize(
+    ("cut", "calls"),
+    [("cut_after", 1), ("cut_before", 2)],
+    ids=["committed", "not-committed"],
+)
+def test_a_lost_commit_is_neither_recorded_twice_nor_without_its_rows(
+    twin, dsn, client, results, notes, cut, calls
+):
+    called = []
+    with Proxy(dsn) as proxy:
+
+        async def handler(batch, conn):
+            called.append(batch.lease_epoch)
+            await store(batch, conn)
+            batch.count(seen=1)
+            if len(called) == 1:
+                getattr(proxy, cut)(b"COMMIT")
+
+        job = client.enqueue_job("q", [1])
+        twin.worker(proxy.dsn, handler, "q", **QUICK).finish()
+        assert proxy.cuts == 1
+    assert len(called) == calls
+    assert len(set(called)) == 1
+    progress = client.job_progress(job)
+    assert progress.status is JobStatus.SUCCESS
+    assert progress.stages[0].counters == {"seen": 1}
+    assert results() == [1]
+    assert len([note for note in notes() if note.startswith("batch recorded")]) == 1
+
+
+@pytest.mark.parametrize("cut", ["cut_after", "cut_before"])
+def test_a_lost_record_without_rows_is_recorded_once(twin, dsn, client, cut, notes):
+    called = []
+    with Proxy(dsn) as proxy:
+
+        async def handler(batch, conn):
+            called.append(batch)
+            batch.count(seen=1)
+            getattr(proxy, cut)(b"record_batch")
+
+        job = client.enqueue_job("q", [1])
+        twin.worker(proxy.dsn, handler, "q", **QUICK).finish()
+        assert proxy.cuts == 1
+    assert len(called) == 1
+    progress = client.job_progress(job)
+    assert (progress.status, progress.stages[0].counters) == (JobStatus.SUCCESS, {"seen": 1})
+    assert len([note for note in notes() if note.startswith("batch recorded")]) == 1
+
+
+def test_a_deadlock_of_the_handlers_transaction_costs_no_attempt(twin, dsn, client, results, db):
+    called = []
+
+    async def handler(batch, conn):
+        called.append(batch.attempt)
+        await store(batch, conn)
+        if len(called) < 3:
+            await conn.execute("do $$ begin raise 'made' using errcode = '40P01'; end $$")
+
+    job = client.enqueue_job("q", [1], max_attempts=1)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert called == [1, 1, 1]
+    assert client.job_progress(job).status is JobStatus.SUCCESS
+    assert results() == [1]
+
+
+def test_a_transaction_that_is_lost_every_time_costs_an_attempt(twin, dsn, client, db):
+    called = []
+
+    async def handler(batch, conn):
+        called.append(batch.attempt)
+        await conn.execute("do $$ begin raise 'made' using errcode = '40P01'; end $$")
+
+    job = client.enqueue_job("q", [1], max_attempts=2)
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert called == [1] * 5 + [2] * 5
+    assert client.job_progress(job).status is JobStatus.FAILURE
+    assert "lost 5 times" in db.execute("select error from pyjobs.batch").fetchone()[0]
+
+
+def test_a_worker_waits_for_a_server_that_is_away(twin, dsn, client, results, notes):
+    with Proxy(dsn) as proxy:
+        first, go_on = threading.Event(), threading.Event()
+
+        async def handler(batch, conn):
+            await store(batch, conn)
+            if not first.is_set():
+                first.set()
+                await twin.wait_for(go_on)
+
+        job = client.enqueue_job("q", list(range(20)))
+        worker = twin.worker(proxy.dsn, handler, "q", poll=0.05, **QUICK).start()
+        assert first.wait(20)
+        proxy.down()
+        go_on.set()
+        wait_until(
+            lambda: any("server is away" in note for note in notes()), "the worker has noticed"
+        )
+        proxy.up()
+        wait_until(lambda: client.job(job).status.final, "the job is worked to its end", 60)
+        worker.stop()
+    assert results() == list(range(20))
+    assert client.job_progress(job).stages[0].failed == 0
+
+
+def test_an_error_that_does_not_pass_ends_the_worker(twin, database, client):
+    async def handler(batch, conn):
+        pass
+
+    worker = twin.worker(database.dsn_of("reader"), handler, "q", **QUICK)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        worker.finish()
+
+
+# Leases
+
+
+def test_leases_are_kept_alive_and_a_cancel_is_told(twin, dsn, client, db):
+    """The handler outlives its lease many times, and stops when its job is cancelled."""
+    seen = {}
+
+    async def handler(batch, conn):
+        for name, ready in (
+            ("extended", lambda: expiry() > batch.claim.lease_expires_at + timedelta(seconds=2)),
+            ("cancelled", lambda: batch.cancelled),
+        ):
+            event = threading.Event()
+
+            def watch(ready=ready, event=event):
+                wait_until(ready, "the worker hears of it", 30)
+                event.set()
+
+            threading.Thread(target=watch, daemon=True).start()
+            await twin.wait_for(event)
+            seen[name] = True
+            if name == "extended":
+                client.cancel_job(batch.job_id, grace=timedelta(hours=1))
+        raise InterruptedError("stopped")
+
+    def expiry():
+        with psycopg.connect(dsn) as conn:
+            return conn.execute("select lease_expires_at from pyjobs.batch").fetchone()[0]
+
+    job = client.enqueue_job("q", [1])
+    twin.worker(dsn, handler, "q", lease=1, **AT_ONCE).finish()
+    assert seen == {"extended": True, "cancelled": True}
+    # Given back without fault: that was the last lease, and ends the job.
+    assert client.job(job).status is JobStatus.REVOKED
+    assert db.execute("select error from pyjobs.batch").fetchone() == (None,)
+
+
+def test_a_lease_that_was_lost_is_told(twin, dsn, client, db):
+    async def handler(batch, conn):
+        client.quarantine_job(batch.job_id, "odd")
+        event = threading.Event()
+
+        def watch():
+            wait_until(lambda: batch.cancelled, "the worker hears of it", 30)
+            event.set()
+
+        threading.Thread(target=watch, daemon=True).start()
+        await twin.wait_for(event)
+
+    job = client.enqueue_job("q", [1])
+    twin.worker(dsn, handler, "q", lease=1, **AT_ONCE).finish()
+    assert client.job(job).status is JobStatus.UNKNOWN
+    assert db.execute("select sqlstate from pyjobs.refused").fetchall() == [("PJ001",)]
+
+
+def test_a_handler_beyond_its_time_limit_loses_its_lease(twin, dsn, client, db, results):
+    attempts = []
+
+    async def handler(batch, conn):
+        attempts.append(batch.attempt)
+        await store(batch, conn)
+        if batch.attempt == 1:
+            event = threading.Event()
+
+            def watch():
+                with pyjobs.Client(dsn) as other:
+                    wait_until(other.reap_leases, "its lease has run out", 30)
+                event.set()
+
+            threading.Thread(target=watch, daemon=True).start()
+            await twin.wait_for(event)
+
+    job = client.enqueue_job("q", [1])
+    twin.worker(dsn, handler, "q", lease=1, time_limit=0.1, reap_every=None, **AT_ONCE).finish()
+    assert client.job(job).status is JobStatus.SUCCESS
+    assert attempts == [1, 2]
+    assert db.execute("select attempt from public.result").fetchall() == [(2,)]
+
+
+def test_expired_leases_of_others_are_taken_back(twin, dsn, client, db, results):
+    client.enqueue_job("q", [1])
+    client.claim_next_job("gone", ["q"], lease=timedelta(milliseconds=1))
+    wait_until(
+        lambda: db.execute(
+            "select lease_expires_at < clock_timestamp() from pyjobs.batch"
+        ).fetchone()[0],
+        "the lease is over",
+    )
+    worker = twin.worker(dsn, store, "q", reap_every=0.05, poll=0.05, **QUICK).start()
+    wait_until(results, "the batch was taken over")
+    worker.stop()
+    assert db.execute("select attempt from public.result").fetchall() == [(2,)]
+
+
+# The end
+
+
+def test_a_stopped_worker_finishes_what_it_has_begun_and_gives_back_the_rest(
+    twin, dsn, client, db, results
+):
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def handler(batch, conn):
+        begun.set()
+        await twin.wait_for(go_on)
+        await store(batch, conn)
+
+    client.enqueue_job("q", [1, 2, 3])
+    worker = twin.worker(dsn, handler, "q", max_batches=2, **QUICK).start()
+    assert begun.wait(20)
+    worker.worker.stop()
+    go_on.set()
+    worker.join()
+    assert results() == [1]
+    assert db.execute("select state::text, attempt from pyjobs.batch order by id").fetchall() == [
+        ("recorded", 1),
+        ("pending", 0),
+        ("pending", 0),
+    ]
+
+
+def test_a_handler_that_does_not_end_in_time_loses_its_batch_without_an_attempt(
+    twin, dsn, client, db, results
+):
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def handler(batch, conn):
+        await store(batch, conn)
+        begun.set()
+        try:
+            await twin.wait_for(go_on)
+        finally:
+            ended.set()
+
+    client.enqueue_job("q", [1])
+    worker = twin.worker(dsn, handler, "q", drain_timeout=0.1, **QUICK).start()
+    assert begun.wait(20)
+    worker.stop()
+    assert db.execute("select state::text, attempt from pyjobs.batch").fetchall() == [
+        ("pending", 0)
+    ]
+    go_on.set()
+    assert ended.wait(20)
+    if twin.name == "sync":
+        # The thread could not be stopped; what it still writes is refused.
+        wait_until(lambda: not worker.worker._lanes.running, "the handler's thread has ended")
+    assert results() == []
+    assert db.execute("select state::text from pyjobs.batch").fetchall() == [("pending",)]
+
+
+def test_stop_before_run_ends_it_at_once(twin, dsn, client, results):
+    client.enqueue_job("q", [1])
+    worker = twin.worker(dsn, store, "q", **QUICK)
+    worker.worker.stop()
+    seen = []
+    worker.finish(after=lambda: seen.extend(results()))
+    assert seen == []
+    assert results() == [1]
+
+
+def test_a_worker_that_listens_is_woken(twin, dsn, client, results):
+    """With a poll of ten minutes nobody else would find the job in time."""
+    worker = twin.worker(dsn, store, "q", listen=True, poll=600, **QUICK).start()
+    # Its first questions come soon one after the other; let it fall asleep.
+    client.enqueue_job("q", ["first"])
+    wait_until(results, "the first job is worked")
+    client.enqueue_job("q", ["second"])
+    wait_until(lambda: "second" in results(), "the second is worked")
+    worker.stop()
+
+
+# Settings and the log
+
+
+def test_a_string_is_not_taken_for_a_list_of_queues(twin, dsn):
+    with pytest.raises(TypeError, match="not the string"):
+        (pyjobs.Worker if twin.name == "sync" else pyjobs.AsyncWorker)(None, None, "q")
+
+
+def test_every_line_of_the_log_says_who_and_what(twin, dsn, client, notes):
+    client.enqueue_job("q", [1])
+    worker = twin.worker(dsn, store, "q", name="w-1", **QUICK)
+    worker.finish()
+    assert all("worker=w-1" in note for note in notes())
+    (recorded,) = [note for note in notes() if note.startswith("batch recorded")]
+    for key in ("job=", "batch=", "epoch=1", "stage=process", "attempt=1", "status=SUCCESS"):
+        assert key in recorded
+    assert any(note.startswith("job has ended") for note in notes())
+
+
+def test_an_application_that_has_configured_structlog_gets_its_lines(twin, dsn, client):
+    lines = []
+    structlog.configure(processors=[lambda _logger, _method, event: lines.append(event) or ""])
+    try:
+        client.enqueue_job("q", [1])
+        twin.worker(dsn, store, "q", name="w-1", **QUICK).finish()
+    finally:
+        structlog.reset_defaults()
+    recorded = [line for line in lines if line["event"] == "batch recorded"]
+    assert [(line["worker"], line["epoch"]) for line in recorded] == [("w-1", 1)]
+
+
+def test_a_worker_needs_no_more_than_the_workers_role(twin, database, client, db, results):
+    db.execute("grant insert on public.result to public")
+    client.enqueue_job("q", [1, 2])
+    twin.worker(database.dsn_of("worker"), store, "q", lease=1, reap_every=0.05).finish()
+    assert results() == [1, 2]
