@@ -95,9 +95,12 @@ begin
             coalesce(l.total, 0) as l_total,
             coalesce(l.succeeded, 0) as l_succeeded,
             coalesce(l.failed, 0) as l_failed,
-            -- The first stage that is not done is the one that its last batch completes.
+            -- The first stage that is not done is completed by whoever closes its last batch, or
+            -- who waits for him: that one may be closing a batch of a later stage, still leased.
             row_number() over (
-                partition by s.job_id, s.run, s.done order by s.no) = 1 and not s.done as is_next,
+                partition by s.job_id, s.run, s.done order by s.no) = 1 and not s.done
+            and sum(coalesce(l.leased_batches, 0)) over (partition by s.job_id, s.run) = 0
+                as is_next,
             bool_and(s.done) over (
                 partition by s.job_id, s.run order by s.no
                 rows between unbounded preceding and 1 preceding) as before_done
@@ -137,29 +140,34 @@ begin
                 and s.status in ('CREATED', 'PENDING', 'RETRY')),
             ('leases of a job that is set aside', '0', s.leased_batches::text,
                 s.leased_batches > 0 and s.run = s.job_run and s.status = 'UNKNOWN'),
-            ('run', s.run::text, format('at most %s', s.job_run), s.run > s.job_run)
+            ('stage', s.run::text, format('at most run %s', s.job_run), s.run > s.job_run)
         ) w (what, recorded, recomputed, wrong)
         where w.wrong
     ),
-    -- Completion ends a job by what its stages hold; an operator's decision may differ.
+    -- Completion ends a job by what its stages hold, and at once; an operator's decision may
+    -- differ.
     job_checks as (
         select s.job_id, w.what, s.status::text as recorded, w.recomputed
         from (
-            select s.job_id, s.status, s.job_run,
+            select s.job_id, s.status, s.final,
+                s.finalizable and s.sealed and s.status <> 'CREATED' as completable,
                 bool_and(s.done) as all_done,
                 sum(s.open_batches) as open_batches,
                 bool_or(s.l_failed > s.failure_threshold * s.l_total) as too_many_failed,
-                bool_or(s.finished_by in ('finalize_job', 'resolve_job')) as decided
+                coalesce(bool_or(s.finished_by in ('finalize_job', 'resolve_job')), false)
+                    as decided
             from stages s
-            where s.run = s.job_run and s.status in ('SUCCESS', 'FAILURE')
-            group by s.job_id, s.status, s.job_run) s
+            where s.run = s.job_run and s.status <> 'REVOKED'
+            group by s.job_id, s.status, s.final, s.finalizable, s.sealed) s
         cross join lateral (values
-            ('status', format('%s open batches', s.open_batches), s.open_batches > 0),
-            ('status', 'not all stages are done', not s.all_done),
+            ('status', format('%s open batches', s.open_batches),
+                s.final and not s.decided and s.open_batches > 0),
+            ('status', 'not all stages are done', s.final and not s.decided and not s.all_done),
             ('status', case when s.too_many_failed then 'FAILURE' else 'SUCCESS' end,
-                (s.status = 'FAILURE') <> s.too_many_failed)
+                s.final and not s.decided and (s.status = 'FAILURE') <> s.too_many_failed),
+            ('status', 'all stages are done', s.completable and s.all_done)
         ) w (what, recomputed, wrong)
-        where w.wrong and not s.decided
+        where w.wrong
     )
     select c.job_id, c.key,
         c.what || case when c.run <> c.job_run then format(' in run %s', c.run) else '' end,
@@ -273,6 +281,7 @@ begin
             lag(t.to_status) over (partition by t.job_id order by t.seq) as came_to,
             lead(t.seq) over (partition by t.job_id order by t.seq) is null as latest
         from pyjobs_internal.timeline t
+        join pyjobs_internal.job j on j.id = t.job_id
         where audit_job.job_id is null or t.job_id = audit_job.job_id
     )
     select c.job_id, null::text, format('history, step %s', c.seq),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,9 @@ class Calls:
         given = {"queue": queue, "items": _json(items), **options}
         if "params" in given:
             given["params"] = _json(given["params"])
+        for name, value in given.items():
+            if isinstance(value, float):
+                given[name] = decimal.Decimal(str(value))
         names = ", ".join(f"{name} => %s" for name in given)
         job_id: int = self.value(f"select pyjobs.enqueue_job({names})", *given.values())
         return job_id
