@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def main() -> int:
 def servers() -> list[tuple[str, dict[str, str]]]:
     """A name and the environment for each server."""
     found: list[tuple[str, dict[str, str]]] = [("embedded", _only(None))]
-    folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *DOWNLOADED.glob("*/**/bin")]
+    folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *DOWNLOADED.glob("*/*/bin")]
     for folder in sorted(folders):
         postgres = folder / "postgres"
         if not postgres.is_file():
@@ -89,6 +90,11 @@ def download(version: str) -> None:
         ],
         check=True,
     )
+    # The package holds an archive.
+    for archive in target.rglob("postgresql-*.tar.gz"):
+        with tarfile.open(archive) as packed:
+            packed.extractall(target, filter="data")
+        archive.unlink()
 
 
 if __name__ == "__main__":
