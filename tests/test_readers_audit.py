@@ -188,11 +188,11 @@ def test_each_batch_is_checked_against_what_it_lists(calls, corrupt, change, wha
         ),
         (
             "delete from pyjobs_internal.job_start",
-            ("one", "leases of a job that nobody has claimed"),
+            ("one", "leases nobody has claimed"),
         ),
         (
             "update pyjobs_internal.job set status = 'UNKNOWN'",
-            ("one", "leases of a job that is set aside"),
+            ("one", "leases of a job set aside"),
         ),
         ("update pyjobs_internal.job set status = 'UNKNOWN'", (None, "status")),
         (
@@ -299,8 +299,7 @@ def test_an_end_by_an_operators_decision_need_not_follow_the_ledger(calls):
     assert calls.audit(job) == []
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_it_raises_no_false_alarm_while_everything_moves(calls, connect, seed):
+def test_it_raises_no_false_alarm_while_everything_moves(connect):
     """Random producers, workers and operators; an auditor in a loop, of one job and of all."""
     stop = threading.Event()
     alarms: list[object] = []
@@ -309,7 +308,7 @@ def test_it_raises_no_false_alarm_while_everything_moves(calls, connect, seed):
     refused = {"PJ001", "PJ002", "PJ003", "PJ004", "PJ005", "PJ006", "40P01", "55P03"}
 
     def work(number: int) -> None:
-        chance = random.Random(f"{seed} {number}")
+        chance = random.Random(number)
         session = Calls(connect())
         held: list[dict[str, object]] = []
         while not stop.is_set():
@@ -333,7 +332,7 @@ def test_it_raises_no_false_alarm_while_everything_moves(calls, connect, seed):
         thread.start()
     auditor = Calls(connect())
     try:
-        while rounds < 60 and not alarms:
+        while (rounds < 25 or len(ids) < 20) and not alarms:
             rounds += 1
             alarms += auditor.audit()
             for job in ids[-3:]:
@@ -343,7 +342,6 @@ def test_it_raises_no_false_alarm_while_everything_moves(calls, connect, seed):
         for thread in threads:
             thread.join(30)
     assert alarms == []
-    assert len(ids) > 5
     assert auditor.audit() == []
 
 

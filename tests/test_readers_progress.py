@@ -235,7 +235,7 @@ def test_a_revoked_job_shows_what_was_done_of_it(calls):
 
 
 def test_status_and_counts_cannot_disagree(calls, connect):
-    """A reader in a loop, under READ COMMITTED, while jobs end: SUCCESS comes with the last item."""
+    """A reader in a loop, while jobs end: SUCCESS comes with the last item."""
     stop = threading.Event()
     wrong: list[object] = []
     seen: set[tuple[str, int]] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 
 import psycopg
 import pytest
@@ -66,7 +66,7 @@ def test_a_retried_job_waits_since_its_retry_and_one_for_later_since_then(calls)
     row = queues(calls)["q"]
     assert row["waiting_jobs"] == 1
     finished = calls.value("select at from pyjobs.job_history(%s) where to_status = 'RETRY'", job)
-    assert abs(row["oldest_waiting"] - finished) < datetime.timedelta(seconds=5)
+    assert abs(row["oldest_waiting"] - finished) < dt.timedelta(seconds=5)
     calls.enqueue("later", run_at="2099-01-01 00:00:00+00")
     row = queues(calls)["later"]
     assert (row["waiting_jobs"], row["oldest_waiting"].year) == (1, 2099)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import psycopg
 import pytest
 
@@ -371,7 +373,7 @@ def test_the_history_is_one_chain_over_quarantines_and_runs(calls):
         (2, "FAILURE", "finalize_job"),
         (3, "RETRY", "retry_job"),
     ]
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         assert after["from_status"] == before["to_status"]
         assert after["at"] >= before["at"]
     assert calls.audit(job) == []

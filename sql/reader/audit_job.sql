@@ -135,10 +135,10 @@ begin
                 and s.run = s.job_run and not s.final),
             ('leases of an ended run', '0', s.leased_batches::text,
                 s.leased_batches > 0 and (s.final or s.run < s.job_run)),
-            ('leases of a job that nobody has claimed', '0', s.leased_batches::text,
+            ('leases nobody has claimed', '0', s.leased_batches::text,
                 s.leased_batches > 0 and s.run = s.job_run
                 and s.status in ('CREATED', 'PENDING', 'RETRY')),
-            ('leases of a job that is set aside', '0', s.leased_batches::text,
+            ('leases of a job set aside', '0', s.leased_batches::text,
                 s.leased_batches > 0 and s.run = s.job_run and s.status = 'UNKNOWN'),
             ('stage', s.run::text, format('at most run %s', s.job_run), s.run > s.job_run)
         ) w (what, recorded, recomputed, wrong)
