@@ -8,7 +8,7 @@
 --     3. One can be locked: nobody is changing it, its closer looks after us. The lock is rolled
 --        back.
 --     4. All are in flight: become the run's ender (not got: whoever has it waits for us) and wait
---        for them.
+--        for them. When cancelling the ender is another row: that of the cancel in the history.
 --     5. A fresh look: still one? Roll back, from the start.
 --     6. None: the stage is done. Who has completed a stage has changed what counts as an obstacle
 --        of the next, and keeps one of those to the commit (hand_over); none: that stage is done
@@ -20,9 +20,9 @@
 --   by         who does it, for the history
 -- Returns     nothing
 -- Raises      55P03 past the caller's lock_timeout, if one is set
--- Locks       in this order: the ender (stage 1 of the run), batches in flight while it waits, one
---             obstacle that it hands over to, stages, the job's row. All is rolled back where it
---             does not complete anything
+-- Locks       in this order: the ender (stage 1 of the run; when cancelling the history's row of the
+--             cancel), batches in flight while it waits, one obstacle that it hands over to,
+--             stages, the job's row. All is rolled back where it does not complete anything
 -- Called by   close_batch, return_batch, expire_leases, seal_job, release_job, resolve_job,
 --             retry_job, enqueue_job
 create or replace function pyjobs_internal.advance_job(job_id bigint, hand_over boolean, by text)
@@ -76,9 +76,18 @@ begin
         begin
             -- 4
             if not advance_job.hand_over then
-                perform from pyjobs_internal.stage s
-                where s.job_id = advance_job.job_id and s.run = j.run and s.no = 1
-                for update skip locked;
+                -- Each rule has an ender of its own. Who was the ender when the cancel came may
+                -- have finished looking, by the old rule, and still hold that row to his commit.
+                if j.status = 'CANCELING' then
+                    perform from pyjobs_internal.history h
+                    where h.job_id = advance_job.job_id and h.run = j.run
+                        and h.to_status = 'CANCELING'
+                    for update skip locked;
+                else
+                    perform from pyjobs_internal.stage s
+                    where s.job_id = advance_job.job_id and s.run = j.run and s.no = 1
+                    for update skip locked;
+                end if;
                 if not found then
                     return;
                 end if;
