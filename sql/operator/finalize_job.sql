@@ -40,13 +40,17 @@ begin
     select s.finalizable into can_end from pyjobs_internal.job_state s where s.status = j.status;
 
     if finalize_job.status is not null then
-        if can_end and not (pyjobs_internal.stop_serving(j.id, until)
-            and pyjobs_internal.fence_leases(j.id, j.run, until)) then
-            perform pyjobs_internal.raise_in_the_way(j.id);
+        if can_end then
+            can_end := pyjobs_internal.stop_serving(j.id, until);
+            -- While we waited its run may have ended, and another begun.
+            select * into j from pyjobs_internal.job o where o.id = finalize_job.job_id;
+            if not (can_end and pyjobs_internal.fence_leases(j.id, j.run, until)) then
+                perform pyjobs_internal.raise_in_the_way(j.id);
+            end if;
+            j := pyjobs_internal.lock_job(j.id, until + interval '400 milliseconds');
+            select s.finalizable into can_end from pyjobs_internal.job_state s
+                where s.status = j.status;
         end if;
-        j := pyjobs_internal.lock_job(j.id, until + interval '400 milliseconds');
-        select s.finalizable into can_end from pyjobs_internal.job_state s
-            where s.status = j.status;
         if j.finished_at is null and not can_end then
             raise exception 'job % is %: completion may not end it', j.id, j.status
                 using errcode = 'PJ003',

@@ -15,6 +15,7 @@ as $$
 declare
     until constant timestamptz := clock_timestamp() + interval '500 milliseconds';
     j pyjobs_internal.job;
+    stopped boolean;
 begin
     if coalesce(quarantine_job.reason, '') = '' then
         perform pyjobs_internal.raise_invalid('reason', 'a text that says why',
@@ -28,8 +29,10 @@ begin
     end if;
     if exists (select from pyjobs_internal.job_state s where s.status = j.status
         and s.claimable) then
-        if not (pyjobs_internal.stop_serving(j.id, until) and pyjobs_internal.fence_leases(j.id,
-            j.run, until)) then
+        stopped := pyjobs_internal.stop_serving(j.id, until);
+        -- While we waited its run may have ended, and another begun.
+        select * into j from pyjobs_internal.job o where o.id = quarantine_job.job_id;
+        if not (stopped and pyjobs_internal.fence_leases(j.id, j.run, until)) then
             perform pyjobs_internal.raise_in_the_way(j.id);
         end if;
         perform pyjobs_internal.lock_job(j.id, until + interval '400 milliseconds');
