@@ -188,3 +188,135 @@ def test_the_document_and_the_status_are_one_truth(design):
     canceller.commit()
     shown = design.shown(job)
     assert shown == design.status(job), f"the document says {shown}"
+
+
+# Cancel against completion.
+
+
+def test_a_cancel_behind_the_last_batch_answers_with_its_success(calls, a, b, patient):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().record(batch)
+    cancel = b.start(b.cancel, job)
+    b.waits_for(a)
+    a.commit()
+    assert cancel.result(SOON) == "SUCCESS"
+    assert calls.steps(job) == [
+        (None, "PENDING"),
+        ("PENDING", "STARTED"),
+        ("STARTED", "SUCCESS"),
+    ]
+
+
+def test_a_cancel_behind_the_last_batch_revokes_when_that_rolls_back(calls, a, b, patient):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().record(batch)
+    cancel = b.start(b.cancel, job, "0")
+    b.waits_for(a)
+    a.rollback()
+    assert cancel.result(SOON) == "REVOKED"
+    with refused("PJ001"):
+        a.record(batch)
+
+
+@pytest.mark.parametrize("grace", ["0", "30 seconds"])
+def test_the_last_batch_behind_a_cancel_follows_its_grace(calls, a, b, grace):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().cancel(job, grace)
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    a.commit()
+    if grace == "0":
+        with refused("PJ001"):
+            record.result(SOON)
+    else:
+        done = record.result(SOON)
+        assert (done["job_status"], done["job_done"]) == ("REVOKED", True)
+    assert calls.status(job) == "REVOKED"
+
+
+@pytest.mark.parametrize("grace", ["0", "30 seconds"])
+def test_the_last_batch_behind_a_cancel_that_rolls_back_succeeds(calls, a, b, grace):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().cancel(job, grace)
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    a.rollback()
+    assert record.result(SOON)["job_status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_cancelled_job_is_ended_by_its_last_lease_though_an_earlier_one_is_open(
+    calls, a, b, c, end
+):
+    """The recorder from before the cancel looked by the old rule; the next lease looks after it."""
+    job, (first, second) = job_of(calls, 2)
+    a.begin().record(first)
+    assert c.cancel(job) == "CANCELING"
+    record = b.start(b.record, second)
+    b.waits_for(a)
+    getattr(a, end)()
+    ended = record.result(SOON)["job_done"]
+    assert ended == (end == "commit")
+    if end == "rollback":
+        assert calls.record(first)["job_done"]
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+def test_a_cancelled_job_is_ended_though_a_stage_was_completed_before_it(calls, a, b, c):
+    """Who completed the stage has finished looking, and still holds the ender of that stage."""
+    job = calls.enqueue(items=1, stages=["one", "two"], seal=False)
+    calls.add(job, [1, 2], "two")
+    calls.seal(job)
+    first, second = calls.claim(job, 2)  # both of stage two: later stages first
+    (opening,) = calls.claim(job, 1)
+    calls.release(first)
+    assert {second["stage"], opening["stage"]} == {"two", "one"}
+    a.begin().record(opening)  # completes stage one, and hands over to what is pending in two
+    assert c.cancel(job) == "CANCELING"
+    record = b.start(b.record, second)
+    b.waits_or_ends(record)
+    a.commit()
+    record.result(SOON)
+    assert calls.status(job) == "REVOKED"
+
+
+@pytest.mark.parametrize("call", ["cancel", "finalize", "quarantine"])
+def test_an_operator_acts_on_the_run_that_he_stops(calls, a, b, stops, call):
+    """The run that he saw first has ended, and the next one has leases out by now."""
+    job, (batch,) = job_of(calls, 1)
+    stops.before("stop_serving", a)
+    operator = {
+        "cancel": lambda: a.cancel(job, "0"),
+        "finalize": lambda: a.finalize(job, "FAILURE")["status"],
+        "quarantine": lambda: a.quarantine(job),
+    }[call]
+    answer = a.start(operator)
+    a.waits_for(stops.holder)
+    calls.record(batch)
+    calls.retry(job)
+    (again,) = calls.claim(job)
+    stops.go("stop_serving")
+    assert answer.result(SOON) == {
+        "cancel": "REVOKED",
+        "finalize": "FAILURE",
+        "quarantine": "UNKNOWN",
+    }[call]
+    with refused("PJ001"):
+        b.record(again)
+    assert calls.value("select run from pyjobs.job where id = %s", job) == 2
+
+
+def test_a_forced_end_refused_for_a_job_set_aside_is_not_made_up_for_after_it(
+    calls, a, b, patient
+):
+    """It had not stopped the claims of the job that was resolved while it waited."""
+    job, _ = job_of(calls, 1)
+    calls.quarantine(job)
+    a.begin().resolve(job)
+    a.claim(job)
+    finalize = b.start(b.finalize, job, "SUCCESS")
+    b.waits_or_ends(finalize)
+    a.commit()
+    with refused("PJ003"):
+        finalize.result(SOON)
+    assert calls.status(job) == "STARTED"
