@@ -20,8 +20,8 @@
 --   by         who does it, for the history
 -- Returns     nothing
 -- Raises      55P03 past the caller's lock_timeout, if one is set
--- Locks       in this order: the ender (stage 1 of the run; when cancelling the history's row of the
---             cancel), batches in flight while it waits, one obstacle that it hands over to,
+-- Locks       in this order: the ender (stage 1 of the run; when cancelling, the cancel's row in
+--             the history), batches in flight while it waits, one obstacle that it hands over to,
 --             stages, the job's row. All is rolled back where it does not complete anything
 -- Called by   close_batch, return_batch, expire_leases, seal_job, release_job, resolve_job,
 --             retry_job, enqueue_job
