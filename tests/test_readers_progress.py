@@ -303,24 +303,24 @@ def test_the_counters_of_a_stage_add_up_beyond_a_bigint(calls):
     assert calls.audit(job) == []
 
 
-@pytest.mark.parametrize("role", ["producer", "worker", "operator", "reader"])
-def test_every_role_may_ask_for_progress(calls, as_role, role):
+def test_every_role_may_ask_for_progress(calls, as_role):
     job = calls.enqueue()
-    assert Calls(as_role(role)).progress(job)["summary"]["status"] == "PENDING"
+    for role in ("producer", "worker", "operator", "reader"):
+        assert Calls(as_role(role)).progress(job)["summary"]["status"] == "PENDING"
 
 
-@pytest.mark.parametrize("function", ["job_progress", "explain_job", "job_history", "audit_job"])
-def test_an_unknown_job_is_refused(calls, function):
-    with pytest.raises(psycopg.Error, match="there is no job 12345") as caught:
-        calls.rows(f"select pyjobs.{function}(12345)")
-    assert caught.value.sqlstate == "PJ004"
+def test_an_unknown_job_is_refused(calls):
+    for function in ("job_progress", "explain_job", "job_history", "audit_job"):
+        with pytest.raises(psycopg.Error, match="there is no job 12345") as caught:
+            calls.rows(f"select pyjobs.{function}(12345)")
+        assert caught.value.sqlstate == "PJ004"
 
 
-@pytest.mark.parametrize("function", ["job_progress", "explain_job", "job_history"])
-def test_a_null_job_is_refused(calls, function):
-    with pytest.raises(psycopg.Error, match="argument job_id must be") as caught:
-        calls.rows(f"select pyjobs.{function}(null)")
-    assert caught.value.sqlstate == "PJ005"
+def test_a_null_job_is_refused(calls):
+    for function in ("job_progress", "explain_job", "job_history"):
+        with pytest.raises(psycopg.Error, match="argument job_id must be") as caught:
+            calls.rows(f"select pyjobs.{function}(null)")
+        assert caught.value.sqlstate == "PJ005"
 
 
 def test_readers_work_at_any_isolation_level_and_lock_nothing(calls, connect):

@@ -108,12 +108,12 @@ def test_workers_are_active_for_an_hour_after_they_were_seen(calls):
     assert set(workers(calls)) == {"bob"}
 
 
-@pytest.mark.parametrize("role", ["operator", "reader"])
-def test_operators_and_readers_may_ask(calls, as_role, role):
+def test_operators_and_readers_may_ask(calls, as_role):
     calls.enqueue("q")
-    session = Calls(as_role(role))
-    assert queues(session)["q"]["waiting_jobs"] == 1
-    assert workers(session) == {}
+    for role in ("operator", "reader"):
+        session = Calls(as_role(role))
+        assert queues(session)["q"]["waiting_jobs"] == 1
+        assert workers(session) == {}
 
 
 KEPT = ("job", "batch", "stage", "job_start", "offer", "history", "refusal")
@@ -219,13 +219,13 @@ def test_purge_forgets_workers_that_nobody_has_seen_for_so_long(calls):
     assert calls.value("select string_agg(name, ',') from pyjobs_internal.worker") == "there"
 
 
-@pytest.mark.parametrize("bad", [None, "-1 second", "100000 years", "-1 month +29 days"])
-def test_purge_refuses_an_age_that_is_none(calls, bad):
+def test_purge_refuses_an_age_that_is_none(calls):
     job = calls.enqueue()
     calls.finish(job)
-    with pytest.raises(psycopg.Error, match="argument older_than must be") as caught:
-        calls.do("select pyjobs.purge_jobs(%s::interval)", bad)
-    assert caught.value.sqlstate == "PJ005"
+    for bad in (None, "-1 second", "100000 years", "-1 month +29 days"):
+        with pytest.raises(psycopg.Error, match="argument older_than must be") as caught:
+            calls.do("select pyjobs.purge_jobs(%s::interval)", bad)
+        assert caught.value.sqlstate == "PJ005"
     assert calls.status(job) == "SUCCESS"
 
 
@@ -241,7 +241,8 @@ def test_purge_refuses_an_age_without_end(calls):
     assert calls.status(job) == "SUCCESS"
 
 
-@pytest.mark.parametrize("role", ["producer", "worker", "reader"])
-def test_only_operators_purge(as_role, role):
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        as_role(role).execute("select pyjobs.purge_jobs('1 day')")
+def test_only_operators_purge(as_role):
+    for role in ("producer", "worker", "reader"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            as_role(role).execute("select pyjobs.purge_jobs('1 day')")
+    as_role("operator").execute("select pyjobs.purge_jobs('1 day')")
