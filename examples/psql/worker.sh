@@ -89,7 +89,8 @@ beat() {
     trap 'end_child; exit 0' TERM
     trap - EXIT
     folder=$folder/heart
-    while pause "$third"; do
+    # The heart must not outlive the worker: a lease that nobody works for has to run out.
+    while pause "$third" && kill -0 $$ 2>/dev/null; do
         status=$(sql -v batch="$batch" -v epoch="$epoch" -v lease="$lease seconds" <<'SQL'
 select job_status from pyjobs.extend_lease(:'batch', :'epoch', :'lease');
 SQL
