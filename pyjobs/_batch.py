@@ -100,10 +100,11 @@ class Batch:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the result is no longer wanted: the job is being cancelled, or the lease lost.
+        """Whether the result is no longer wanted.
 
-        A long handler looks now and then, and stops: by returning, what it has done by then is
-        recorded if that is still allowed; by raising, the batch is given back.
+        The job is being cancelled, the lease is lost, or the worker's time limit is exceeded. A
+        long handler looks now and then, and stops: by returning, what it has done is recorded
+        if that is still allowed; by raising, the batch is given back.
         """
         return self._cancelled is not None
 
@@ -118,6 +119,11 @@ class Batch:
                 "counters": dict(self._counters) or None,
                 "next_items": list(self._emitted) or None,
             }
+
+    @property
+    def job_cancelled(self) -> bool:
+        """Whether it is the job's cancel that makes the result unwanted."""
+        return self._cancelled in {"CANCELING", "REVOKED"}
 
     def cancel(self, reason: str) -> None:
         """Tell the handler that its result is no longer wanted."""

@@ -104,9 +104,7 @@ class Heart:
             with self.lock:
                 for key in [key for key, end in self.until.items() if end <= now]:
                     self.forget(key)
-                    say(
-                        log="handler exceeds its time limit, its lease is kept no longer", batch=key
-                    )
+                    say(batch=key, cancelled="time limit exceeded, the lease is kept no longer")
                 due = sorted((at, key) for key, at in self.due.items())
             if due and due[0][0] <= now and not is_stopped(self.parent):
                 self.extend([key for at, key in due if at <= now])

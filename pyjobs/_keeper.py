@@ -133,7 +133,8 @@ class LeaseKeeper:
             self._log.warning(event, **({"batch": key[0]} if key else {}), **message)
         elif batch is not None:
             batch.cancel(message["cancelled"])
-            self._log.info(
+            tell = self._log.info if batch.job_cancelled else self._log.warning
+            tell(
                 "batch is not wanted any more",
                 job=batch.job_id,
                 batch=batch.batch_id,

@@ -508,6 +508,7 @@ def test_a_handler_beyond_its_time_limit_loses_its_lease(twin, dsn, client, db, 
             event = threading.Event()
 
             def watch():
+                wait_until(lambda: batch.cancelled, "it is told", 30)
                 with pyjobs.Client(dsn) as other:
                     wait_until(other.reap_leases, "its lease has run out", 30)
                 event.set()

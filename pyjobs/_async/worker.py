@@ -134,6 +134,7 @@ class AsyncWorker:
         self._renew()
 
     def _renew(self) -> None:
+        self._abandoned = False
         self._keeper: LeaseKeeper | None = None
         self._held: dict[int, Batch] = {}  # claimed, and neither recorded nor given back; by id
         self._finished = 0  # how many batches have left _held
@@ -150,9 +151,11 @@ class AsyncWorker:
 
         Raises what a lane could not go on after: a schema that is not there, a missing right.
         """
-        lanes = self._lanes
-        if lanes.running:
+        if self._lanes.running:
             raise RuntimeError("this worker runs already, or handlers of its last run still do")
+        if self._abandoned:
+            self._renew()
+        lanes = self._lanes
         self._until_idle = until_idle
         self._log.info("worker starts", queues=self._queues, concurrency=self._concurrency)
         try:
@@ -162,7 +165,9 @@ class AsyncWorker:
             else:
                 await self._live(lanes)
         finally:
-            if not lanes.running:
+            # What an abandoned handler still sees must stay as it is: stopped.
+            self._abandoned = lanes.running
+            if not self._abandoned:
                 self._renew()
         if lanes.error is not None:
             raise lanes.error
@@ -429,13 +434,13 @@ class AsyncWorker:
         )
 
     async def _release(self, batch: Batch, log: structlog.stdlib.BoundLogger, error: str) -> None:
-        """Give a batch back with an error, which costs an attempt unless it was cancelled."""
+        """Give a batch back with an error, which costs an attempt unless its job is cancelled."""
         try:
             await self._persist(
                 self._client.release_batch,
                 batch.batch_id,
                 batch.lease_epoch,
-                None if batch.cancelled else error,
+                None if batch.job_cancelled else error,
                 self._retry_in(batch.attempt),
             )
         except (StaleLease, AlreadyRecorded, NotFound) as exc:
