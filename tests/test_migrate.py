@@ -580,22 +580,36 @@ def installed(tmp_path_factory):
 
 
 def test_the_wheel_brings_its_schema_and_migrates_from_any_folder(
-    installed, make_database, tmp_path
+    installed, make_database, cluster, tmp_path
 ):
-    from_source, from_wheel = make_database(), make_database()
+    from_source, by_command, by_script = make_database(), make_database(), make_database()
     migrate.migrate(from_source)
     # Isolated from the source tree: the folder of the wheel comes first.
-    command = (
-        "import pyjobs, sys; from pyjobs import migrate; migrate.migrate(sys.argv[1]);"
-        "print(pyjobs.__file__, migrate.schema_root(), sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def run(*command):
+        return subprocess.run(
+            [sys.executable, *command],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        ).stdout
+
+    tell = (
+        "import pyjobs; from pyjobs import migrate; print(pyjobs.__file__, migrate.schema_root())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", command, from_wheel],
+    assert all(Path(word).is_relative_to(installed) for word in run("-c", tell).split())
+    command = installed / "bin" / "pyjobs"
+    run(command, "migrate", "--database-url", by_command)
+    assert dump(by_command) == dump(from_source)
+
+    subprocess.run(
+        [cluster.psql_path, "-X", "-q", "-v", "ON_ERROR_STOP=1", by_script],
+        input=run(command, "sql"),
         check=True,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed)},
     )
-    assert [Path(line).is_relative_to(installed) for line in done.stdout.split()] == [True, True]
-    assert dump(from_wheel) == dump(from_source)
+    assert dump(by_script) == dump(from_source)
