@@ -5,8 +5,8 @@ when the server says that it really waits for a lock; or it is stopped at a chos
 tests/support/sessions.py). No test waits for a time. After each, the rules are recomputed from the
 tables (tests/support/rules.py).
 
-The tests that take a ``design`` run on pyjobs, where they pass, and on the unrepaired design that it
-replaces, where they must fail.
+The tests that take a ``design`` run on pyjobs, where they pass, and on the unrepaired design that
+it replaces, where they must fail.
 """
 
 from __future__ import annotations
@@ -295,20 +295,21 @@ def test_an_operator_acts_on_the_run_that_he_stops(calls, a, b, stops, call):
     calls.record(batch)
     calls.retry(job)
     (again,) = calls.claim(job)
-    stops.go("stop_serving")
-    assert answer.result(SOON) == {
-        "cancel": "REVOKED",
-        "finalize": "FAILURE",
-        "quarantine": "UNKNOWN",
-    }[call]
+    stops.go("stop_serving", a)
+    assert (
+        answer.result(SOON)
+        == {
+            "cancel": "REVOKED",
+            "finalize": "FAILURE",
+            "quarantine": "UNKNOWN",
+        }[call]
+    )
     with refused("PJ001"):
         b.record(again)
     assert calls.value("select run from pyjobs.job where id = %s", job) == 2
 
 
-def test_a_forced_end_refused_for_a_job_set_aside_is_not_made_up_for_after_it(
-    calls, a, b, patient
-):
+def test_a_forced_end_refused_for_a_job_set_aside_is_not_made_up_for_after_it(calls, a, b, patient):
     """It had not stopped the claims of the job that was resolved while it waited."""
     job, _ = job_of(calls, 1)
     calls.quarantine(job)
@@ -320,3 +321,235 @@ def test_a_forced_end_refused_for_a_job_set_aside_is_not_made_up_for_after_it(
     with refused("PJ003"):
         finalize.result(SOON)
     assert calls.status(job) == "STARTED"
+
+
+@pytest.mark.parametrize("grace", ["0", "30 seconds"])
+def test_a_lease_that_ends_during_a_cancel_waits_for_it(calls, a, b, grace):
+    """Even where other batches are open: by the old rule one of those would have looked after it."""
+    job = calls.enqueue(items=3)
+    (batch,) = calls.claim(job)
+    a.begin().cancel(job, grace)
+    give_back = b.start(b.release, batch)
+    b.waits_for(a)
+    a.commit()
+    if grace == "0":
+        with refused("PJ001"):
+            give_back.result(SOON)
+    else:
+        assert give_back.result(SOON) == "REVOKED"
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_cancel_comes_between_the_finishers_look_and_his_end(calls, a, b, c, end):
+    """Both are in flight, so the cancel gives up waiting; then its rule holds, not completion's."""
+    job, (first, second) = job_of(calls, 2)
+    a.begin().record(first)
+    record = b.start(b.record, second)
+    b.waits_for(a)
+    assert c.cancel(job) == "CANCELING"
+    getattr(a, end)()
+    done = record.result(SOON)
+    if end == "rollback":
+        assert done["job_status"] == "CANCELING"
+        done = calls.record(first)
+    assert done["job_status"] == "REVOKED"
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+# The last ones out, in every order.
+
+
+def play(
+    calls: Session,
+    players: dict[str, tuple[Session, dict[str, Any]]],
+    records: tuple[str, ...],
+    ends: tuple[str, ...],
+    rolled_back: set[str],
+) -> int:
+    """Record in that order and end in that order, each as soon as it can; how many ended the job.
+
+    Who has to wait for another does so; those who come after him go on.
+    """
+    recorded, ended = {}, []
+    for name in records:
+        session, batch = players[name]
+        recorded[name] = session.start(session.begin().record, batch)
+        session.waits_or_ends(recorded[name])
+    for name in ends:
+        session, _ = players[name]
+
+        def finish(name: str = name, session: Session = session) -> bool:
+            done = recorded[name].result(SOON)["job_done"]
+            (session.rollback if name in rolled_back else session.commit)()
+            return done and name not in rolled_back
+
+        ended.append(session.start(finish))
+        session.waits_or_ends(ended[-1])
+    enders = sum(end.result(SOON) for end in ended)
+    for name in rolled_back:
+        enders += calls.record(players[name][1])["job_done"]
+    return enders
+
+
+def subsets(names: str) -> list[str]:
+    return ["".join(s) for n in range(len(names) + 1) for s in itertools.combinations(names, n)]
+
+
+@pytest.mark.parametrize("rolled_back", subsets("abc"))
+@pytest.mark.parametrize("cancelled", [False, True], ids=["completing", "cancelling"])
+def test_one_of_the_last_three_ends_the_job(calls, a, b, c, cancelled, rolled_back):
+    for ends in itertools.permutations("abc"):
+        job, batches = job_of(calls, 3)
+        if cancelled:
+            assert calls.cancel(job) == "CANCELING"
+        players = dict(zip("abc", zip((a, b, c), batches, strict=True), strict=True))
+        assert play(calls, players, ("a", "b", "c"), ends, set(rolled_back)) == 1, ends
+        assert calls.ends_of(job) == ["REVOKED" if cancelled else "SUCCESS"]
+
+
+@pytest.mark.parametrize("rolled_back", subsets("ab"))
+def test_one_of_the_last_two_ends_the_job(calls, a, b, rolled_back):
+    for ends in itertools.permutations("ab"):
+        job, batches = job_of(calls, 2)
+        players = dict(zip("ab", zip((a, b), batches, strict=True), strict=True))
+        assert play(calls, players, ("a", "b"), ends, set(rolled_back)) == 1, ends
+        assert calls.ends_of(job) == ["SUCCESS"]
+
+
+def two_stages(calls: Session, later: int) -> tuple[int, list[dict[str, Any]]]:
+    """A job with one batch in its first stage and some in its second, all leased; first first."""
+    job = calls.enqueue(items=1, stages=["one", "two"], seal=False)
+    calls.add(job, list(range(later)), "two")
+    calls.seal(job)
+    batches = sorted(calls.claim(job, 1 + later), key=lambda batch: batch["stage"])
+    assert [batch["stage"] for batch in batches] == ["one"] + ["two"] * later
+    return job, batches
+
+
+@pytest.mark.parametrize("rolled_back", subsets("ab"))
+@pytest.mark.parametrize("records", ["ab", "ba"])
+def test_one_of_the_last_of_two_stages_ends_the_job(calls, a, b, records, rolled_back):
+    """Completing a stage changes what is in the way: it is handed over to who closes that."""
+    for ends in itertools.permutations("ab"):
+        job, batches = two_stages(calls, 1)
+        players = dict(zip("ab", zip((a, b), batches, strict=True), strict=True))
+        assert play(calls, players, tuple(records), ends, set(rolled_back)) == 1, ends
+        assert calls.ends_of(job) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("records", ["".join(p) for p in itertools.permutations("abc")])
+def test_one_of_the_last_three_of_two_stages_ends_the_job(calls, a, b, c, records):
+    for ends in itertools.permutations("abc"):
+        for rolled_back in ("", "a", "b"):
+            job, batches = two_stages(calls, 2)
+            players = dict(zip("abc", zip((a, b, c), batches, strict=True), strict=True))
+            enders = play(calls, players, tuple(records), ends, set(rolled_back))
+            assert enders == 1, (ends, rolled_back)
+            assert calls.ends_of(job) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("first_to_look", ["a", "b"])
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_both_of_the_last_two_have_recorded_before_either_looks(
+    calls, a, b, stops, first_to_look, end
+):
+    job, (first, second) = job_of(calls, 2)
+    batches = {a: first, b: second}
+    looks = {}
+    for session, batch in batches.items():
+        stops.before("obstacle_quiet", session)
+        looks[session] = session.start(session.begin().record, batch)
+        session.waits_for(stops.holder)
+    ender, other = (a, b) if first_to_look == "a" else (b, a)
+    stops.go("obstacle_quiet", ender)
+    ender.waits_for(other)
+    stops.go("obstacle_quiet", other)
+    assert not looks[other].result(SOON)["job_done"]  # somebody waits for it
+    getattr(other, end)()
+    done = looks[ender].result(SOON)["job_done"]
+    assert done == (end == "commit")
+    ender.commit()
+    if not done:
+        assert calls.record(batches[other])["job_done"]
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+def test_the_last_two_are_recorded_in_one_transaction_beside_a_third(calls, a, b):
+    job, (first, second, third) = job_of(calls, 3)
+    a.begin().record(first)
+    b.begin().record(third)
+    record = a.start(a.record, second)
+    a.waits_for(b)
+    b.commit()
+    assert record.result(SOON)["job_done"]
+    a.commit()
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+# Savepoints.
+
+
+def test_a_record_in_a_savepoint_that_is_rolled_back_was_not_the_last(calls, a, b):
+    job, (first, second) = job_of(calls, 2)
+    a.begin().do("savepoint s")
+    a.record(first)
+    record = b.start(b.record, second)
+    b.waits_for(a)
+    a.do("rollback to savepoint s")
+    # The waiting finisher learns of it at once, and not when the transaction ends.
+    assert not record.result(SOON)["job_done"]
+    assert calls.status(job) == "STARTED"
+    assert a.record(first)["job_done"]
+    a.commit()
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+def test_an_end_in_a_savepoint_that_is_rolled_back_was_none(calls, a, b):
+    job, (first, second) = job_of(calls, 2)
+    a.begin().record(first)
+    b.begin().do("savepoint s")
+    record = b.start(b.record, second)
+    b.waits_for(a)
+    a.commit()
+    assert record.result(SOON)["job_done"]
+    b.do("rollback to savepoint s")
+    b.commit()
+    assert calls.status(job) == "STARTED"
+    assert calls.record(second)["job_done"]
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+def test_who_relied_on_a_finisher_is_not_stranded_by_his_savepoint(calls, a, b, c):
+    """c goes home because b waits; then b's savepoint is rolled back, and a later record ends it."""
+    job, (first, second, third) = job_of(calls, 3)
+    a.begin().record(first)
+    b.begin().do("savepoint s")
+    c.begin().record(third)
+    record = b.start(b.record, second)
+    b.waits_for()
+    a.commit()
+    c.commit()
+    assert record.result(SOON)["job_done"]
+    b.do("rollback to savepoint s")
+    assert b.record(second)["job_done"]
+    b.commit()
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+def test_a_claim_and_its_record_in_savepoints_are_seen_as_they_end(calls, a, b):
+    job = calls.enqueue(items=2)
+    a.begin().do("savepoint s")
+    (lost,) = a.claim(job)
+    a.record(lost)
+    a.do("rollback to savepoint s")
+    (batch,) = a.claim(job)
+    a.do("savepoint t")
+    a.record(batch)
+    a.do("rollback to savepoint t")
+    (other,) = b.claim(job)
+    record = b.start(b.record, other)
+    b.waits_for(a)
+    a.commit()
+    assert not record.result(SOON)["job_done"]
+    assert calls.record(batch)["job_done"]

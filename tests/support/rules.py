@@ -66,9 +66,7 @@ def broken_rules(conn: psycopg.Connection[Any], *, at_rest: bool = True) -> list
         wrong += _batch(batch)
     for job in jobs:
         mine = of_run[job["id"], job["run"]]
-        its_stages = [
-            s for s in stages if (s["job_id"], s["run"]) == (job["id"], job["run"])
-        ]
+        its_stages = [s for s in stages if (s["job_id"], s["run"]) == (job["id"], job["run"])]
         for text in (
             *_ends(job, steps[job["id"]]),
             *_counts(job, its_stages, mine, documents[job["id"]]),

@@ -116,9 +116,7 @@ class Session(Calls):
     def add(self, job_id: int, items: list[Any], stage: str | None = None) -> str:
         import json
 
-        return self.value(
-            "select pyjobs.add_items(%s, %s, %s)", job_id, json.dumps(items), stage
-        )
+        return self.value("select pyjobs.add_items(%s, %s, %s)", job_id, json.dumps(items), stage)
 
     def quarantine(self, job_id: int) -> str:
         return self.value("select pyjobs.quarantine_job(%s, 'looks wrong')", job_id)
@@ -146,12 +144,13 @@ class Stops:
             create function pyjobs_internal.test_stop(name text) returns void
             language plpgsql set search_path = pg_catalog, pg_temp as $$
             declare
+                key constant bigint := hashtextextended(name || pg_backend_pid(), 99);
                 timeout constant text := current_setting('lock_timeout');
             begin
                 if current_setting('pyjobs_test.stop', true) = test_stop.name then
                     perform set_config('lock_timeout', '0', true);
-                    perform pg_advisory_lock_shared(hashtextextended(test_stop.name, 99));
-                    perform pg_advisory_unlock_shared(hashtextextended(test_stop.name, 99));
+                    perform pg_advisory_lock_shared(key);
+                    perform pg_advisory_unlock_shared(key);
                     perform set_config('lock_timeout', timeout, true);
                 end if;
             end
@@ -161,30 +160,46 @@ class Stops:
     def before(self, function: str, session: Session) -> None:
         """That session will stop where it next calls this internal function."""
         row = self._owner.execute(
-            "select pg_get_functiondef(p.oid) from pg_proc p "
+            "select pg_get_functiondef(p.oid), l.lanname, p.oid::regprocedure::text, "
+            "pg_get_function_identity_arguments(p.oid) "
+            "from pg_proc p join pg_language l on l.oid = p.prolang "
             "where p.pronamespace in ('pyjobs_internal'::regnamespace, 'pyjobs'::regnamespace) "
             "and p.proname = %s",
             [function],
         ).fetchone()
         assert row is not None, f"no function {function}"
-        if "test_stop" not in row[0]:
-            changed, times = re.subn(
-                r"^begin$",
-                f"begin\n    perform pyjobs_internal.test_stop('{function}');",
-                row[0],
-                count=1,
-                flags=re.MULTILINE,
-            )
-            assert times == 1, f"{function} has no body to stop in"
-            self._owner.execute(changed.encode())
-        self.holder.execute("select pg_advisory_lock(hashtextextended(%s, 99))", [function])
-        session.conn.execute(
-            sql.SQL("set pyjobs_test.stop = {}").format(sql.Literal(function))
-        )
+        text, language, signature, arguments = row
+        if "test_stop" not in text:
+            stop = f"perform pyjobs_internal.test_stop('{function}');"
+            if language == "sql":
+                names = ", ".join(f"${n + 1}" for n in range(len(arguments.split(","))))
+                self._owner.execute(f"alter function {signature} rename to {function}_0".encode())
+                text = re.sub(r"AS \$function\$.*", "AS $function$", text, flags=re.DOTALL)
+                text = re.sub(r"LANGUAGE sql.*", "LANGUAGE plpgsql", text)
+                text += f"""
+begin
+    {stop}
+    return pyjobs_internal.{function}_0({names});
+end
+$function$"""
+            else:
+                text, times = re.subn(
+                    r"^begin$", f"begin\n    {stop}", text, count=1, flags=re.MULTILINE
+                )
+                assert times == 1, f"{function} has no body to stop in"
+            self._owner.execute(text.encode())
+        self._lock("lock", function, session)
+        session.conn.execute(sql.SQL("set pyjobs_test.stop = {}").format(sql.Literal(function)))
 
-    def go(self, function: str) -> None:
-        """Let the stopped session go on."""
-        self.holder.execute("select pg_advisory_unlock(hashtextextended(%s, 99))", [function])
+    def go(self, function: str, session: Session) -> None:
+        """Let the stopped session go on, and stop there no more."""
+        self._lock("unlock", function, session)
+
+    def _lock(self, what: str, function: str, session: Session) -> None:
+        self.holder.execute(
+            f"select pg_advisory_{what}(hashtextextended(%s, 99))".encode(),
+            [f"{function}{session.pid}"],
+        )
 
 
 def make_operators_patient(owner: psycopg.Connection[Any]) -> None:

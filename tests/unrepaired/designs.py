@@ -115,9 +115,9 @@ class _Call:
             else:
                 self.session.record(self.batch)
         except psycopg.Error as error:
-            # A stale lease, or already recorded.
-            assert error.sqlstate in ("PJ001", "PJ002"), error
-            return False
+            if error.sqlstate in ("PJ001", "PJ002"):  # a stale lease, or already recorded
+                return False
+            raise
         self._accepted = True
         return True
 
