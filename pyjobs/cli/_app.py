@@ -88,6 +88,8 @@ def _explain(error: Exception) -> CommandError | None:
         return CommandError(message, detail=detail or None)
     if isinstance(error, embedded.ServerError):
         return CommandError(str(error))
+    if isinstance(error, OverflowError):
+        return CommandError("a number is out of range", Status.USAGE)
     return None
 
 
@@ -159,9 +161,10 @@ DatabaseUrl = Annotated[
     typer.Option(
         "--database-url",
         "-d",
-        envvar=URL_VARIABLE,
+        # The variable is read by the program's own option, so that one given there goes before it.
         metavar="URL",
-        help="Connection URL or string, as psql takes it. Keep the password in PGPASSFILE.",
+        help=f"As psql takes it; or set {URL_VARIABLE}. Keep the password in PGPASSFILE.",
+        show_default=False,
         rich_help_panel=_CONNECTION,
     ),
 ]

@@ -87,6 +87,12 @@ def say(text: str | Text) -> None:
     )
 
 
+def gap() -> None:
+    """An empty line between two tables in a pipe; on a terminal they have room already."""
+    if not console().is_terminal:
+        print()
+
+
 def answer(document: Any, text: str | Text) -> None:
     """Print the one or the other, as was asked for."""
     if _form.as_json:
@@ -108,7 +114,7 @@ def rows(document: Sequence[Any], columns: Sequence[str], nothing: str) -> None:
 def table(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
     """Print a table: folded to the terminal's width; in a pipe a line for each row, nothing cut."""
     out = console()
-    cells = [[cell(value) for value in line] for line in lines]
+    cells = [[cell(value, brief=out.is_terminal) for value in line] for line in lines]
     if not out.is_terminal:
         _aligned(columns, cells)
         return
@@ -135,8 +141,8 @@ def _aligned(columns: Sequence[str], cells: Sequence[Sequence[Text]]) -> None:
         print("  ".join(padded).rstrip())
 
 
-def cell(value: Any) -> Text:
-    """A value for people."""
+def cell(value: Any, *, brief: bool = False) -> Text:
+    """A value for people. In brief, a time of today has no date and another no seconds."""
     if isinstance(value, Text):
         return value
     if value is None:
@@ -146,7 +152,10 @@ def cell(value: Any) -> Text:
     if isinstance(value, str):
         return Text(printable(value), style=STATUS_STYLE.get(value, ""))
     if isinstance(value, datetime):
-        return Text(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+        local = value.astimezone()
+        today = local.date() == datetime.now().astimezone().date()
+        form = "%Y-%m-%d %H:%M:%S" if not brief else "%H:%M:%S" if today else "%Y-%m-%d %H:%M"
+        return Text(local.strftime(form).replace(" ", "\N{NO-BREAK SPACE}" if brief else " "))
     if isinstance(value, Decimal):
         return Text(f"{value.normalize():f}")
     if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):

@@ -120,6 +120,7 @@ def _show_job(session: Session, job_id: int) -> None:
         _output.as_json({"job_id": job_id, **progress.document})
         return
     _output.say(Text.assemble(f"job {job_id} is ", *_headline(progress)))
+    _output.gap()
     _output.table(
         ("stage", "status", "progress", "done", "failed", "leased", "waiting", "counters"),
         (
@@ -137,6 +138,7 @@ def _show_job(session: Session, job_id: int) -> None:
         ),
     )
     if progress.errors:
+        _output.gap()
         _output.table(
             ("stage", "failed item", "error"),
             ((one.stage, _short(one.item), one.error) for one in progress.errors),

@@ -64,9 +64,14 @@ def cancel(
     if wait and not status.final:
         tell_end(session, job, timeout, [JobStatus.REVOKED])
         return
-    tell_status(job, status)
-    cancelled = status in {JobStatus.CANCELING, JobStatus.REVOKED}
-    exit_with(Status.DONE if cancelled else Status.REFUSED)
+    if status in {JobStatus.CANCELING, JobStatus.REVOKED}:
+        tell_status(job, status)
+        return
+    _output.answer(
+        {"job_id": job, "status": status},
+        f"job {job} is {status}: it ended before it was cancelled",
+    )
+    exit_with(Status.REFUSED)
 
 
 @app.command(
