@@ -325,7 +325,7 @@ def test_a_forced_end_refused_for_a_job_set_aside_is_not_made_up_for_after_it(ca
 
 @pytest.mark.parametrize("grace", ["0", "30 seconds"])
 def test_a_lease_that_ends_during_a_cancel_waits_for_it(calls, a, b, grace):
-    """Even where other batches are open: by the old rule one of those would have looked after it."""
+    """By the old rule the closer of another open batch would have looked after it."""
     job = calls.enqueue(items=3)
     (batch,) = calls.claim(job)
     a.begin().cancel(job, grace)
@@ -521,13 +521,14 @@ def test_an_end_in_a_savepoint_that_is_rolled_back_was_none(calls, a, b):
 
 
 def test_who_relied_on_a_finisher_is_not_stranded_by_his_savepoint(calls, a, b, c):
-    """c goes home because b waits; then b's savepoint is rolled back, and a later record ends it."""
+    """c goes home because b waits; then b's savepoint is rolled back."""
     job, (first, second, third) = job_of(calls, 3)
     a.begin().record(first)
+    c.begin().extend(third)  # in flight, so that b waits instead of relying on it
     b.begin().do("savepoint s")
-    c.begin().record(third)
     record = b.start(b.record, second)
     b.waits_for()
+    assert not c.record(third)["job_done"]
     a.commit()
     c.commit()
     assert record.result(SOON)["job_done"]
@@ -553,3 +554,867 @@ def test_a_claim_and_its_record_in_savepoints_are_seen_as_they_end(calls, a, b):
     a.commit()
     assert not record.result(SOON)["job_done"]
     assert calls.record(batch)["job_done"]
+
+
+# Sealing, adding, emitting.
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_seal_waits_for_the_last_record(calls, a, b, end):
+    job, (batch,) = job_of(calls, 1, seal=False)
+    assert not a.begin().record(batch)["job_done"]
+    seal = b.start(b.seal, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert seal.result(SOON) == ("SUCCESS" if end == "commit" else "STARTED")
+    if end == "rollback":
+        assert calls.record(batch)["job_done"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_the_last_record_waits_for_a_seal(calls, a, b, end):
+    job, (batch,) = job_of(calls, 1, seal=False)
+    assert a.begin().seal(job) == "STARTED"
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert record.result(SOON)["job_done"] == (end == "commit")
+    if end == "rollback":
+        assert calls.seal(job) == "SUCCESS"
+
+
+def test_a_seal_keeps_one_of_several_that_are_open(calls, a, b, c):
+    """One has recorded and looked before the seal; the other must look after it."""
+    job, (first, second) = job_of(calls, 2, seal=False)
+    a.begin().record(first)
+    assert b.begin().seal(job) == "STARTED"
+    record = c.start(c.record, second)
+    c.waits_for(b)
+    b.commit()
+    c.waits_for(a)
+    a.commit()
+    assert record.result(SOON)["job_done"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_seal_waits_for_items_on_their_way(calls, a, b, end):
+    job = calls.enqueue(items=[], seal=False)
+    a.begin().add(job, [1, 2])
+    seal = b.start(b.seal, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert seal.result(SOON) == ("PENDING" if end == "commit" else "SUCCESS")
+    assert calls.progress(job)["stages"][0]["total"] == (2 if end == "commit" else 0)
+    calls.finish(job)
+    assert calls.status(job) == "SUCCESS"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_items_wait_for_a_seal(calls, a, b, end):
+    job = calls.enqueue(items=1, seal=False)
+    a.begin().seal(job)
+    add = b.start(b.add, job, [1, 2])
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with refused("PJ006"):
+            add.result(SOON)
+    else:
+        assert add.result(SOON) == "PENDING"
+    assert calls.progress(job)["stages"][0]["total"] == (1 if end == "commit" else 3)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_cancel_waits_for_items_on_their_way(calls, a, b, patient, end):
+    job = calls.enqueue(items=1, seal=False)
+    a.begin().add(job, [1, 2])
+    cancel = b.start(b.cancel, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert cancel.result(SOON) == "REVOKED"
+    with refused("PJ006"):
+        calls.add(job, [3])
+    assert calls.progress(job)["stages"][0]["total"] == (3 if end == "commit" else 1)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("barriers", [[], ["two"]], ids=["open", "barrier"])
+def test_items_emitted_meanwhile_keep_the_job_from_its_end(calls, a, b, barriers, end):
+    """The finisher of the first stage waits, and must then see what was emitted."""
+    job, (first, second) = job_of(calls, 2, stages=["one", "two"], barriers=barriers)
+    a.begin().record(first, next_items=["x", "y"])
+    record = b.start(b.record, second)
+    b.waits_for(a)
+    assert calls.claim(job) == []
+    getattr(a, end)()
+    done = record.result(SOON)
+    assert done["stage_done"] == (end == "commit")
+    assert not done["job_done"]
+    if end == "rollback":
+        calls.record(first, next_items=["x", "y"])
+    (batch, other) = calls.claim(job, 5)
+    assert (batch["stage"], other["stage"]) == ("two", "two")
+    assert not calls.record(batch)["job_done"]
+    assert calls.record(other)["job_done"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_the_emitter_as_the_last_of_its_stage(calls, a, b, end):
+    job, (first, second) = job_of(calls, 2, stages=["one", "two"], barriers=["two"])
+    a.begin().record(first)
+    record = b.start(b.record, second, next_items=["x"])
+    b.waits_for(a)
+    getattr(a, end)()
+    record.result(SOON)
+    opened = calls.claim(job)
+    assert [batch["stage"] for batch in opened] == (["two"] if end == "commit" else [])
+    if end == "rollback":
+        assert calls.record(first)["stage_done"]
+    else:
+        calls.release(*opened)
+    calls.finish(job)
+    assert calls.status(job) == "SUCCESS"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_barrier_opens_with_the_commit_of_the_stage_before(calls, a, b, end):
+    job, (batch,) = job_of(calls, 1, stages=["one", "two"], barriers=["two"], seal=False)
+    calls.add(job, [1], "two")
+    calls.seal(job)
+    assert a.begin().record(batch)["stage_done"]
+    assert calls.claim(job) == []
+    assert calls.ask("w", "default") == []
+    getattr(a, end)()
+    assert len(calls.ask("w", "default")) == (end == "commit")
+    if end == "rollback":
+        assert calls.record(batch)["stage_done"]
+        (batch,) = calls.ask("w", "default")
+        assert batch["stage"] == "two"
+
+
+def test_a_record_of_a_later_stage_meets_one_that_completes_the_stage_before(calls, a, b, stops):
+    """It reads the stages before the other commits, and looks after that."""
+    _, (first, second) = two_stages(calls, 1)
+    stops.before("obstacle_quiet", b)
+    b.begin()
+    record = b.start(b.record, second)
+    b.waits_for(stops.holder)
+    complete = a.start(a.record, first)
+    a.waits_for(b)
+    stops.go("obstacle_quiet", b)
+    assert not record.result(SOON)["job_done"]
+    b.commit()
+    assert complete.result(SOON)["job_done"]
+
+
+# Leases that run out, are given back, or extended.
+
+
+def expired(calls: Session, batches: int, **options: Any) -> tuple[int, list[dict[str, Any]]]:
+    """As job_of, and the leases have run out."""
+    calls.settable_clock()
+    job, leased = job_of(calls, batches, **options)
+    calls.pass_time("2 minutes")
+    return job, leased
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_reaper_passes_over_a_result_in_flight(calls, a, b, end):
+    job, (batch,) = expired(calls, 1)
+    a.begin().record(batch)
+    assert b.reap() == []
+    getattr(a, end)()
+    reaped = b.reap()
+    assert [row["action"] for row in reaped] == ([] if end == "commit" else ["expired"])
+    assert calls.status(job) == ("SUCCESS" if end == "commit" else "STARTED")
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_result_waits_for_a_reaper(calls, a, b, end):
+    _, (batch,) = expired(calls, 1)
+    assert [row["action"] for row in a.begin().reap()] == ["expired"]
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with refused("PJ001"):
+            record.result(SOON)
+    else:
+        assert record.result(SOON)["job_done"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_reaper_that_fails_the_last_batch_waits_for_a_result(calls, a, b, patient, end):
+    calls.settable_clock()
+    job = calls.enqueue(items=2, max_attempts=1, failure_threshold=0.4)
+    calls.claim(job)
+    calls.pass_time("2 minutes")
+    (batch,) = calls.claim(job)
+    a.begin().record(batch)
+    reap = b.start(b.reap)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert [row["action"] for row in reap.result(SOON)] == ["failed"]
+    if end == "rollback":
+        assert calls.record(batch)["job_done"]
+    assert calls.ends_of(job) == ["FAILURE"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_reaper_that_gives_up_waiting_has_changed_nothing(calls, a, b, end):
+    """It was the ender, and who came meanwhile relied on it; so the batch is open again."""
+    job, (lost, batch) = expired(calls, 2, max_attempts=1)
+    a.begin().record(batch)
+    assert [row["action"] for row in b.reap()] == ["postponed"]
+    assert calls.value("select state from pyjobs.batch where id = %s", lost["batch_id"]) == (
+        "leased"
+    )
+    getattr(a, end)()
+    calls.reap()
+    assert calls.ends_of(job) == ["SUCCESS" if end == "commit" else "FAILURE"]
+
+
+def test_who_relied_on_a_dry_run_is_not_stranded(calls, a, b, c, patient):
+    job, (_, first, second) = expired(calls, 3, max_attempts=1)
+    a.begin().record(first)
+    b.begin().extend(second)
+    dry = c.start(c.reap, dry_run=True)
+    c.waits_for()
+    b.record(second)
+    b.commit()
+    a.commit()
+    assert "failed" in [row["action"] for row in dry.result(SOON)]
+    assert calls.status(job) == "STARTED"
+    calls.reap()
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("release_first", [True, False])
+def test_the_last_attempt_given_back_meets_the_last_record(calls, a, b, release_first, end):
+    job, (first, second) = job_of(calls, 2, max_attempts=1)
+    release = functools.partial(a.release, first, "broken")
+    if release_first:
+        assert a.begin().release(first, "broken") == "STARTED"
+        last = b.start(b.record, second)
+    else:
+        a.begin().record(second)
+        last = b.start(b.release, first, "broken")
+    b.waits_for(a)
+    getattr(a, end)()
+    last.result(SOON)
+    if end == "rollback":
+        assert calls.status(job) == "STARTED"
+        if release_first:
+            release()
+        else:
+            calls.record(second)
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_reaper_passes_over_a_lease_that_is_being_extended(calls, a, b, end):
+    _, (batch,) = expired(calls, 1)
+    a.begin().extend(batch)
+    assert b.reap() == []
+    getattr(a, end)()
+    assert len(b.reap()) == (end == "rollback")
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_an_extension_waits_for_a_reaper(calls, a, b, end):
+    _, (batch,) = expired(calls, 1)
+    a.begin().reap()
+    extend = b.start(b.extend, batch)
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with refused("PJ001"):
+            extend.result(SOON)
+    else:
+        extend.result(SOON)
+        assert calls.reap() == []
+
+
+def test_a_result_is_refused_when_the_batch_was_leased_again_while_it_waited(calls, a, b):
+    """The epoch decides under the row's lock too, not only at the look before."""
+    job, (batch,) = expired(calls, 1)
+    a.begin().reap()
+    (again,) = a.claim(job, worker="another")
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    a.commit()
+    with refused("PJ001"):
+        record.result(SOON)
+    assert calls.record(again)["job_done"]
+
+
+def test_an_extension_is_refused_when_the_batch_was_leased_again_while_it_waited(calls, a, b):
+    job, (batch,) = expired(calls, 1)
+    a.begin().reap()
+    (again,) = a.claim(job)
+    for call in (b.extend, b.release):
+        late = b.start(call, batch)
+        if call == b.extend:
+            b.waits_for(a)
+            a.commit()
+        with refused("PJ001"):
+            late.result(SOON)
+    assert calls.record(again)["job_done"]
+
+
+def test_the_same_result_twice_at_once_counts_once(calls, a, b):
+    job, (batch, _) = job_of(calls, 2)
+    a.begin().record(batch, counters={"found": 5})
+    twice = b.start(b.record, batch, counters={"found": 5})
+    b.waits_for(a)
+    a.commit()
+    with refused("PJ002"):
+        twice.result(SOON)
+    assert calls.progress(job)["stages"][0]["counters"] == {"found": 5}
+
+
+def test_a_stale_result_does_not_wait_for_a_row_that_another_changes(calls, a, b):
+    job, (stale,) = expired(calls, 1)
+    calls.reap()
+    (batch,) = calls.claim(job)
+    a.begin().record(batch)
+    for late in (b.record, b.extend, b.release):
+        call = b.start(late, stale)
+        assert not b.waits_or_ends(call)
+        with refused("PJ001"):
+            call.result(SOON)
+    assert b.start(b.record_many, stale).result(SOON) == ["stale"]
+    a.commit()
+
+
+def test_a_stale_result_does_not_wait_for_a_finisher_who_waits(calls, a, b, c):
+    calls.settable_clock()
+    job = calls.enqueue(items=2)
+    (stale,) = calls.claim(job)
+    calls.pass_time("2 minutes")
+    calls.reap()
+    first, second = calls.claim(job, 2)
+    mine, other = sorted((first, second), key=lambda x: x["batch_id"] != stale["batch_id"])
+    a.begin().record(other)
+    record = b.start(b.record, mine)
+    b.waits_for(a)
+    late = c.start(c.record, stale)
+    assert not c.waits_or_ends(late)
+    with refused("PJ001"):
+        late.result(SOON)
+    a.commit()
+    assert record.result(SOON)["job_done"]
+
+
+# Operators against workers.
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_quarantine_waits_for_a_result(calls, a, b, patient, end):
+    job, (batch, _) = job_of(calls, 2)
+    a.begin().record(batch)
+    quarantine = b.start(b.quarantine, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert quarantine.result(SOON) == "UNKNOWN"
+    processed = calls.progress(job)["stages"][0]["processed"]
+    assert processed == (1 if end == "commit" else 0)
+    calls.resolve(job)
+    calls.finish(job)
+    assert calls.status(job) == "SUCCESS"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_quarantine_waits_for_the_last_result(calls, a, b, patient, end):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().record(batch)
+    quarantine = b.start(b.quarantine, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with refused("PJ003"):
+            quarantine.result(SOON)
+        assert calls.status(job) == "SUCCESS"
+    else:
+        assert quarantine.result(SOON) == "UNKNOWN"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_result_waits_for_a_quarantine(calls, a, b, end):
+    job, (batch,) = job_of(calls, 1)
+    assert a.begin().quarantine(job) == "UNKNOWN"
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with refused("PJ001"):
+            record.result(SOON)
+        assert calls.status(job) == "UNKNOWN"
+    else:
+        assert record.result(SOON)["job_done"]
+
+
+def test_a_job_set_aside_between_the_last_two_is_finished_after_it_is_resolved(
+    calls, a, b, patient
+):
+    job, (first, second) = job_of(calls, 2)
+    calls.record(first)
+    a.begin().release(second)
+    quarantine = b.start(b.quarantine, job)
+    b.waits_for(a)
+    a.commit()
+    assert quarantine.result(SOON) == "UNKNOWN"
+    assert calls.resolve(job) == "RETRY"
+    (again,) = calls.claim(job)
+    assert calls.record(again)["job_done"]
+
+
+def test_a_resolved_job_hands_over_to_a_claim_in_flight(calls, a, b):
+    """All is closed but one batch that somebody claims in the transaction that resolves."""
+    job, (first, second) = job_of(calls, 2)
+    calls.record(first)
+    calls.quarantine(job)
+    with refused("PJ001"):
+        calls.record(second)
+    a.begin().resolve(job)
+    (batch,) = a.claim(job)
+    a.commit()
+    assert calls.status(job) == "STARTED"
+    assert b.record(batch)["job_done"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_finalize_without_a_status_leaves_a_job_to_its_finisher(calls, a, b, patient, end):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().record(batch)
+    finalize = b.start(b.finalize, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert finalize.result(SOON) == {
+        "transitioned": False,
+        "status": "SUCCESS" if end == "commit" else "STARTED",
+    }
+    if end == "rollback":
+        assert calls.record(batch)["job_done"]
+    assert calls.ends_of(job) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_finalize_without_a_status_does_not_send_a_finisher_home(calls, a, b, c, end):
+    """Were it the ender the finisher would rely on it, and it ends nothing."""
+    job, (first, second) = job_of(calls, 2)
+    b.begin().record(first)
+    assert not a.begin().finalize(job)["transitioned"]
+    record = c.start(c.record, second)
+    c.waits_for(b)
+    b.commit()
+    c.waits_or_ends(record)
+    getattr(a, end)()
+    assert record.result(SOON)["job_done"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("forced", ["SUCCESS", "FAILURE", "REVOKED"])
+def test_a_forced_end_waits_for_a_result(calls, a, b, patient, forced, end):
+    job, (batch, other) = job_of(calls, 2)
+    a.begin().record(batch)
+    finalize = b.start(b.finalize, job, forced)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert finalize.result(SOON) == {"transitioned": True, "status": forced}
+    assert calls.progress(job)["stages"][0]["processed"] == (1 if end == "commit" else 0)
+    with refused("PJ001"):
+        calls.record(other)
+    assert calls.ends_of(job) == [forced]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_forced_end_behind_the_last_result_is_too_late(calls, a, b, patient, end):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().record(batch)
+    finalize = b.start(b.finalize, job, "FAILURE")
+    b.waits_for(a)
+    getattr(a, end)()
+    assert finalize.result(SOON) == (
+        {"transitioned": False, "status": "SUCCESS"}
+        if end == "commit"
+        else {"transitioned": True, "status": "FAILURE"}
+    )
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_result_waits_for_a_forced_end(calls, a, b, end):
+    job, (batch,) = job_of(calls, 1)
+    assert a.begin().finalize(job, "FAILURE")["transitioned"]
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with refused("PJ001"):
+            record.result(SOON)
+    else:
+        assert record.result(SOON)["job_done"]
+    assert calls.ends_of(job) == ["FAILURE" if end == "commit" else "SUCCESS"]
+
+
+def test_two_who_end_a_job_at_once_end_it_once(calls, a, b, patient):
+    job, _ = job_of(calls, 1)
+    a.begin().finalize(job, "FAILURE")
+    cancel = b.start(b.cancel, job, "0")
+    b.waits_for(a)
+    a.commit()
+    assert cancel.result(SOON) == "FAILURE"
+    assert calls.ends_of(job) == ["FAILURE"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_late_result_of_an_earlier_run_counts_in_none(calls, a, b, end):
+    job, (batch, late) = job_of(calls, 2)
+    calls.record(batch)
+    calls.finalize(job, "FAILURE")
+    a.begin().retry(job)
+    record = b.start(b.record, late)
+    assert not b.waits_or_ends(record)
+    with refused("PJ001"):
+        record.result(SOON)
+    getattr(a, end)()
+    with refused("PJ001"):
+        b.record(late)
+    assert calls.progress(job)["stages"][0]["processed"] == (0 if end == "commit" else 1)
+    if end == "commit":
+        calls.finish(job)
+        assert calls.ends_of(job) == ["FAILURE", "SUCCESS"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_two_retries_at_once_start_one_run(calls, a, b, patient, end):
+    job = calls.enqueue(items=2)
+    calls.finish(job)
+    a.begin().retry(job)
+    again = b.start(b.retry, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with refused("PJ003"):
+            again.result(SOON)
+    else:
+        assert again.result(SOON) == "RETRY"
+    assert calls.value("select run from pyjobs.job where id = %s", job) == 2
+
+
+def test_a_retry_of_an_unsealed_job_waits_for_items_on_their_way(calls, a, b, patient, stops):
+    """They came into the run that was cancelled, and must be in the next one."""
+    job = calls.enqueue(items=1, seal=False)
+    stops.before("insert_batches", a)
+    add = a.start(a.add, job, ["late"])
+    a.waits_for(stops.holder)
+    cancel = b.start(b.cancel, job, "0")
+    b.waits_for(a)
+    stops.go("insert_batches", a)
+    add.result(SOON)
+    assert cancel.result(SOON) == "REVOKED"
+    calls.retry(job)
+    assert calls.progress(job)["stages"][0]["total"] == 2
+
+
+# Claims.
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_cancel_waits_for_a_claim_and_frees_what_it_took(calls, a, b, patient, end):
+    job = calls.enqueue(items=2)
+    (batch,) = a.begin().claim(job)
+    cancel = b.start(b.cancel, job, "0")
+    b.waits_for(a)
+    assert calls.claim(job) == []  # from here on
+    getattr(a, end)()
+    assert cancel.result(SOON) == "REVOKED"
+    with refused("PJ001"):
+        a.record(batch)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_cancel_with_grace_waits_for_a_claim(calls, a, b, patient, end):
+    job = calls.enqueue(items=2)
+    (batch,) = a.begin().claim(job)
+    cancel = b.start(b.cancel, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert cancel.result(SOON) == ("CANCELING" if end == "commit" else "REVOKED")
+    if end == "commit":
+        assert calls.record(batch)["job_status"] == "REVOKED"
+
+
+@pytest.mark.parametrize("grace", ["0", "30 seconds"])
+def test_a_claim_in_a_long_transaction_does_not_keep_a_cancel_from_stopping_claims(
+    calls, a, b, grace
+):
+    job = calls.enqueue(items=3)
+    (batch,) = a.begin().claim(job)
+    assert b.cancel(job, grace) == "CANCELING"
+    assert calls.claim(job) == []
+    assert a.claim(job) == []  # nor in its own transaction
+    done = a.record(batch)
+    assert (done["job_status"], done["job_done"]) == ("REVOKED", True)
+    a.commit()
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+def test_a_claim_that_a_cancel_did_not_wait_for_may_be_recorded_afterwards(calls, a, b):
+    job = calls.enqueue(items=3)
+    (batch,) = a.begin().claim(job)
+    assert b.cancel(job) == "CANCELING"
+    a.commit()
+    assert calls.status(job) == "CANCELING"
+    assert calls.record(batch)["job_status"] == "REVOKED"
+
+
+def test_the_last_lease_known_does_not_end_a_job_while_a_claim_is_in_flight(calls, a, b):
+    """A cancel that did not wait has not seen it: a final job with a lease out would be the end."""
+    job = calls.enqueue(items=3)
+    (known,) = calls.claim(job)
+    (unknown,) = a.begin().claim(job)
+    assert b.cancel(job) == "CANCELING"
+    assert calls.record(known)["job_status"] == "CANCELING"
+    a.commit()
+    assert calls.record(unknown)["job_status"] == "REVOKED"
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_the_reaper_ends_a_cancel_that_a_claim_was_in_the_way_of(calls, a, b, end):
+    calls.settable_clock()
+    job = calls.enqueue(items=3)
+    a.begin().claim(job)
+    assert b.cancel(job) == "CANCELING"
+    assert [row["action"] for row in b.reap()] == ["postponed"]
+    getattr(a, end)()
+    if end == "commit":
+        assert b.reap() == []  # the grace is not over
+        calls.pass_time("31 seconds")
+    assert [row["action"] for row in b.reap()] == ["revoked"]
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+@pytest.mark.parametrize("call", ["claim", "ask"])
+def test_a_claim_reads_the_status_after_it_has_its_lock(calls, a, b, stops, call):
+    """One that had read it before would lease a batch of a job that is final by now."""
+    job = calls.enqueue(items=2)
+    stops.before("serving_key", a)
+    ask = {"claim": (a.claim, job), "ask": (a.ask, "w", "default")}[call]
+    claim = a.start(*ask)
+    a.waits_for(stops.holder)
+    assert b.cancel(job) == "REVOKED"
+    stops.go("serving_key", a)
+    assert claim.result(SOON) == []
+
+
+def test_a_claim_never_waits_for_a_cancel(calls, a, b):
+    job = calls.enqueue(items=2)
+    a.begin().cancel(job)
+    for call in ((b.claim, job), (b.ask, "w", "default")):
+        claim = b.start(*call)
+        assert not b.waits_or_ends(claim)
+        assert claim.result(SOON) == []
+    a.rollback()
+    assert len(b.claim(job)) == 1
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_pause_and_a_claim_do_not_wait_for_each_other(calls, a, b, end):
+    job = calls.enqueue(items=3)
+    a.begin().claim(job)
+    pause = b.start(b.begin().value, "select pyjobs.pause_job(%s)", job)
+    assert not b.waits_or_ends(pause)
+    claim = calls.start(calls.claim, job)  # the pause has not committed
+    assert not calls.waits_or_ends(claim)
+    (batch,) = claim.result(SOON)
+    getattr(b, end)()
+    assert len(calls.claim(job)) == (0 if end == "commit" else 1)
+    a.commit()
+    calls.record(batch)
+    if end == "commit":
+        assert calls.ask("w", "default") == []
+        calls.do("select pyjobs.resume_job(%s)", job)
+    assert len(calls.ask("w", "default")) == (1 if end == "commit" else 0)
+
+
+def test_a_pause_does_not_keep_the_last_batch_from_ending_the_job(calls, a, b):
+    job, (batch,) = job_of(calls, 1)
+    a.begin().do("select pyjobs.pause_job(%s)", job)
+    record = b.start(b.record, batch)
+    b.waits_for(a)
+    a.commit()
+    assert record.result(SOON)["job_done"]
+
+
+def test_claims_at_once_take_different_batches(calls, a, b, c):
+    job = calls.enqueue(items=5)
+    taken = [*a.begin().claim(job, 2)]
+    call = b.start(b.begin().claim, job, 2)
+    assert not b.waits_or_ends(call)
+    taken += call.result(SOON)
+    taken += c.claim(job, 9)
+    assert len({batch["batch_id"] for batch in taken}) == len(taken) == 5
+    a.rollback()
+    b.commit()
+    freed = calls.claim(job, 9)
+    assert {x["batch_id"] for x in freed} == {x["batch_id"] for x in taken[:2]}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "select * from pyjobs.claim_next_job(%s, '{default}', 2)",
+        "select * from pyjobs.claim_jobs(%s, '{default}', 3)",
+    ],
+    ids=["claim_next_job", "claim_jobs"],
+)
+def test_no_batch_is_leased_twice_however_many_ask(calls, new_session, ask):
+    for n in range(4):
+        calls.enqueue(items=10 + n)
+
+    def work(session: Session, name: str) -> list[tuple[int, int]]:
+        taken: list[tuple[int, int]] = []
+        while rows := session.rows(ask, name):
+            taken += [(row["batch_id"], row["lease_epoch"]) for row in rows]
+        return taken
+
+    workers = [new_session() for _ in range(6)]
+    asking = [w.start(work, w, f"w{n}") for n, w in enumerate(workers)]
+    taken = [lease for future in asking for lease in future.result(SOON)]
+    assert len({batch for batch, _ in taken}) == len(taken)
+    assert {epoch for _, epoch in taken} == {1}
+    # A claim that met another at the last batch of a job may have gone away too early.
+    while rows := calls.ask("w", "default"):
+        taken += [(row["batch_id"], row["lease_epoch"]) for row in rows]
+    assert len({batch for batch, _ in taken}) == len(taken) == 46
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_work_that_comes_while_a_claim_goes_away_empty_is_found(calls, a, b, end):
+    job = calls.enqueue(items=1, seal=False)
+    assert len(calls.ask("w", "default")) == 1
+    calls.add(job, [1])
+    calls.claim(job, 5)
+    assert a.begin().ask("w", "default") == []  # withdraws the offer
+    add = b.start(b.add, job, [2])
+    assert not b.waits_or_ends(add)
+    add.result(SOON)
+    getattr(a, end)()
+    assert len(calls.ask("w", "default")) == 1
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_work_on_its_way_keeps_a_claim_from_withdrawing_the_offer(calls, a, b, end):
+    job = calls.enqueue(items=1, seal=False)
+    calls.claim(job)  # leaves the offer
+    a.begin().add(job, [2])
+    ask = b.start(b.ask, "w", "default")
+    assert not b.waits_or_ends(ask)
+    assert ask.result(SOON) == []
+    getattr(a, end)()
+    assert len(calls.ask("w", "default")) == (end == "commit")
+
+
+# Several jobs in one transaction, and calls that meet in opposite orders.
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_results_of_several_jobs_in_one_transaction_end_them_with_it(calls, a, b, c, end):
+    one, (one_a, one_b) = job_of(calls, 2)
+    two, (two_a, two_b) = job_of(calls, 2)
+    a.begin().record(one_a)
+    a.record(two_a)
+    ends = [b.start(b.record, one_b), c.start(c.record, two_b)]
+    b.waits_for(a)
+    c.waits_for(a)
+    getattr(a, end)()
+    for done in ends:
+        assert done.result(SOON)["job_done"] == (end == "commit")
+    if end == "rollback":
+        a.begin().record(one_a)
+        assert a.record(two_a)["job_done"]
+        a.commit()
+    assert calls.ends_of(one) == calls.ends_of(two) == ["SUCCESS"]
+
+
+def test_a_deadlock_of_callers_own_making_is_one_error_and_ends_well(calls, a, b):
+    """Two jobs, two transactions, opposite orders: the server ends one, which then repeats."""
+    one, (one_a, one_b) = job_of(calls, 2)
+    two, (two_a, two_b) = job_of(calls, 2)
+    a.begin().record(one_a)
+    b.begin().record(two_b)
+    calls_in_flight = {a: a.start(a.record, two_a)}
+    a.waits_for(b)
+    calls_in_flight[b] = b.start(b.record, one_b)
+    results = {a: (one_a, two_a), b: (two_b, one_b)}
+    failed = []
+    for session, call in calls_in_flight.items():
+        try:
+            call.result(SOON)
+            session.commit()
+        except psycopg.errors.DeadlockDetected:
+            session.rollback()
+            failed.append(session)
+    assert len(failed) <= 1
+    for session in failed:
+        assert [calls.record(batch)["job_done"] for batch in results[session]] == [True, True]
+    assert calls.ends_of(one) == calls.ends_of(two) == ["SUCCESS"]
+
+
+def test_record_batches_in_opposite_orders_do_not_deadlock(calls, a, b, stops):
+    _, (one_a, one_b) = job_of(calls, 2)
+    _, (two_a, two_b) = job_of(calls, 2)
+    stops.before("obstacle_quiet", a)
+    forwards = a.start(a.record_many, one_a, two_a)
+    a.waits_for(stops.holder)
+    backwards = b.start(b.record_many, two_b, one_b)
+    b.waits_for(a)
+    stops.go("obstacle_quiet", a)
+    assert forwards.result(SOON) == backwards.result(SOON) == ["recorded", "recorded"]
+
+
+# Dedupe keys.
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_two_jobs_with_one_key_at_once_are_one_job(calls, a, b, end):
+    first = a.begin().enqueue(items=1, dedupe_key="once")
+    enqueue = b.start(b.enqueue, items=1, dedupe_key="once")
+    b.waits_for(a)
+    getattr(a, end)()
+    second = enqueue.result(SOON)
+    assert (second == first) == (end == "commit")
+    assert calls.value("select count(*) from pyjobs.job") == 1
+    calls.finish(second)
+    assert calls.enqueue(items=1, dedupe_key="once") != second
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_key_is_free_again_with_the_commit_that_ends_its_job(calls, a, b, end):
+    job, (batch,) = job_of(calls, 1, dedupe_key="once")
+    assert a.begin().record(batch)["job_done"]
+    assert b.enqueue(items=1, dedupe_key="once") == job
+    getattr(a, end)()
+    again = b.enqueue(items=1, dedupe_key="once")
+    assert (again == job) == (end == "rollback")
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_retry_and_a_new_job_with_its_key_do_not_both_live(calls, a, b, patient, end):
+    job = calls.enqueue(items=1, dedupe_key="once")
+    calls.finish(job)
+    new = a.begin().enqueue(items=1, dedupe_key="once")
+    retry = b.start(b.retry, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    if end == "commit":
+        with pytest.raises(psycopg.Error, match=r"dedupe key") as info:
+            retry.result(SOON)
+        assert info.value.sqlstate == "PJ006"
+        assert calls.status(new) == "PENDING"
+        assert calls.status(job) == "SUCCESS"
+    else:
+        assert retry.result(SOON) == "RETRY"

@@ -160,28 +160,22 @@ class Stops:
     def before(self, function: str, session: Session) -> None:
         """That session will stop where it next calls this internal function."""
         row = self._owner.execute(
-            "select pg_get_functiondef(p.oid), l.lanname, p.oid::regprocedure::text, "
-            "pg_get_function_identity_arguments(p.oid) "
+            "select pg_get_functiondef(p.oid), l.lanname "
             "from pg_proc p join pg_language l on l.oid = p.prolang "
             "where p.pronamespace in ('pyjobs_internal'::regnamespace, 'pyjobs'::regnamespace) "
             "and p.proname = %s",
             [function],
         ).fetchone()
         assert row is not None, f"no function {function}"
-        text, language, signature, arguments = row
+        text, language = row
         if "test_stop" not in text:
             stop = f"perform pyjobs_internal.test_stop('{function}');"
             if language == "sql":
-                names = ", ".join(f"${n + 1}" for n in range(len(arguments.split(","))))
-                self._owner.execute(f"alter function {signature} rename to {function}_0".encode())
-                text = re.sub(r"AS \$function\$.*", "AS $function$", text, flags=re.DOTALL)
-                text = re.sub(r"LANGUAGE sql.*", "LANGUAGE plpgsql", text)
-                text += f"""
-begin
-    {stop}
-    return pyjobs_internal.{function}_0({names});
-end
-$function$"""
+                head, body = text.split("AS $function$", 1)
+                text = re.sub(r"LANGUAGE sql.*", "LANGUAGE plpgsql", head) + (
+                    f"AS $function$ begin {stop} "
+                    f"return ({body.rsplit('$function$', 1)[0].strip()}); end $function$"
+                )
             else:
                 text, times = re.subn(
                     r"^begin$", f"begin\n    {stop}", text, count=1, flags=re.MULTILINE
