@@ -38,10 +38,13 @@ def client(twin, dsn):
         yield client
 
 
-@pytest.fixture(params=["own", "conn"])
-def api(request, client, twin, dsn):
-    """The client, whose every call is on its own, or has a connection of ours."""
-    if request.param == "own":
+@pytest.fixture
+def api(client, twin, dsn):
+    """The client; of the asynchronous one, every call has a connection of ours.
+
+    Both are one source, so that each call is seen both ways and in both forms.
+    """
+    if twin.name == "sync":
         yield client
         return
 

@@ -538,6 +538,49 @@ def test_expired_leases_of_others_are_taken_back(twin, dsn, client, db, results)
     assert db.execute("select attempt from public.result").fetchall() == [(2,)]
 
 
+# Behind a pooler
+
+
+def test_nothing_is_kept_in_a_session(twin, dsn, client, results):
+    """Behind a transaction-pooling proxy every transaction may be on another session.
+
+    So: no prepared statements with a name, no settings that outlive a transaction, no session's
+    locks, no LISTEN, unless asked for.
+    """
+    with Proxy(dsn) as proxy:
+
+        async def handler(batch, conn):
+            await store(batch, conn)
+            extended = threading.Event()
+
+            def watch():
+                wait_until(
+                    lambda: any("extend_lease" in text for _, text in proxy.queries()),
+                    "the lease is extended",
+                    30,
+                )
+                extended.set()
+
+            threading.Thread(target=watch, daemon=True).start()
+            await twin.wait_for(extended)
+
+        client.enqueue_job("q", list(range(8)), batch_size=2)
+        twin.worker(proxy.dsn, handler, "q", lease=1, max_batches=2, **AT_ONCE).finish()
+        queries = proxy.queries()
+    assert results() == list(range(8))
+    assert {name for name, _ in queries} == {""}
+    texts = {text.strip().lower() for _, text in queries}
+    assert "begin" in texts
+    state = ("set ", "listen", "prepare", "declare", "create temp", "load", "discard")
+    assert [
+        text
+        for text in texts
+        if (text.startswith(state) and not text.startswith("set local"))
+        or "pg_advisory_lock" in text
+        or (", false)" in text and "set_config" in text)
+    ] == []
+
+
 # The end
 
 

@@ -223,6 +223,11 @@ class AsyncWorker:
 
     async def _persist(self, call: Callable[..., _aio.Result[T]], *args: Any) -> T | None:
         """Call it until it succeeds: the server may be away for a while. None when stopped."""
+        try:
+            return await call(*args)
+        except psycopg.Error as exc:
+            if not is_passing(exc):
+                raise
         retrying = AsyncRetrying(
             retry=retry_if_exception(is_passing),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE),

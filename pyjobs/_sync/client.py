@@ -82,9 +82,9 @@ class Client:
                            it must be open, and is not closed with the client
         max_size           how many connections at most
         timeout            seconds to wait for a connection
-        prepare_threshold  prepare a statement on the server when it has run that often; None never
-                           does, which is right behind every transaction-pooling proxy, and costs
-                           a few per cent of a call: the functions keep their plans either way
+        prepare_threshold  prepare a statement on the server when it has run that often. None never
+                           does, which is right behind every transaction-pooling proxy. Connected
+                           directly, 5 saves a tenth or more of a short call's time
         """
         self._owns_pool = isinstance(conninfo, str)
         self._tried = not self._owns_pool
@@ -217,10 +217,16 @@ class Client:
         with translated():
             if conn is not None:
                 return _fetch(conn, statement, values)
+            again = may_repeat(repeatable=repeatable)
+            try:
+                return self._alone(statement, values)
+            except psycopg.Error as exc:
+                if not again(exc):
+                    raise
             retrying = Retrying(
-                retry=retry_if_exception(may_repeat(repeatable=repeatable)),
+                retry=retry_if_exception(again),
                 wait=wait_random_exponential(multiplier=0.02, max=1),
-                stop=stop_after_attempt(ATTEMPTS),
+                stop=stop_after_attempt(ATTEMPTS - 1),
                 reraise=True,
             )
             return retrying(self._alone, statement, values)

@@ -224,6 +224,11 @@ class Worker:
 
     def _persist(self, call: Callable[..., _threads.Result[T]], *args: Any) -> T | None:
         """Call it until it succeeds: the server may be away for a while. None when stopped."""
+        try:
+            return call(*args)
+        except psycopg.Error as exc:
+            if not is_passing(exc):
+                raise
         retrying = Retrying(
             retry=retry_if_exception(is_passing),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE),

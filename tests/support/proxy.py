@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from psycopg import conninfo
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
 
 # The server's message ReadyForQuery: what was sent is done, and committed if it was to be.
 READY = b"Z\x00\x00\x00\x05"
@@ -37,6 +37,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.cuts = 0
+        self._sent: list[bytearray] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -68,6 +69,10 @@ class Proxy:
 
     def up(self) -> None:
         self._down = False
+
+    def queries(self) -> list[tuple[str, str]]:
+        """All that clients have asked: the name of the prepared statement, and the text."""
+        return [query for sent in self._sent for query in _queries(bytes(sent))]
 
     def _call(self, coroutine: Coroutine[None, None, object]) -> object:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
@@ -112,6 +117,8 @@ class _Link:
         self.from_client, self.client = here
         self.from_server, self.server = there
         self.cutting = False
+        self.sent = bytearray()
+        proxy._sent.append(self.sent)
 
     def cut(self) -> None:
         self.proxy.cuts += 1
@@ -120,6 +127,7 @@ class _Link:
 
     async def to_server(self) -> None:
         while data := await self.from_client.read(65536):
+            self.sent += data
             if self.proxy._before and self.proxy._before in data:
                 self.proxy._before = None
                 self.cut()
@@ -143,3 +151,16 @@ class _Link:
             self.client.write(data)
             await self.client.drain()
         self.client.transport.abort()
+
+
+def _queries(sent: bytes) -> Iterator[tuple[str, str]]:
+    """Find Query and Parse in what a client has sent, which begins with a startup message."""
+    at = int.from_bytes(sent[:4])
+    while at + 5 <= len(sent):
+        kind, end = sent[at : at + 1], at + 1 + int.from_bytes(sent[at + 1 : at + 5])
+        body = sent[at + 5 : end].split(b"\0")
+        if kind == b"Q":
+            yield "", body[0].decode()
+        elif kind == b"P":
+            yield body[0].decode(), body[1].decode()
+        at = end
