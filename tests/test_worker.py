@@ -6,6 +6,7 @@ coroutines; see tests/support/twins.py.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -635,6 +636,35 @@ def test_a_handler_that_does_not_end_in_time_loses_its_batch_without_an_attempt(
         wait_until(lambda: not worker.worker._lanes.running, "the handler's thread has ended")
     assert results() == []
     assert db.execute("select state::text from pyjobs.batch").fetchall() == [("pending",)]
+
+
+def test_a_cancelled_run_gives_everything_back(dsn, client, db, results):
+    """Of the asynchronous worker: in a task that is cancelled, as by a TaskGroup."""
+
+    async def run():
+        begun = asyncio.Event()
+
+        async def handler(batch, conn):
+            await store(batch, conn)
+            begun.set()
+            await asyncio.Event().wait()
+
+        async with pyjobs.AsyncClient(dsn) as aclient:
+            task = asyncio.create_task(
+                pyjobs.AsyncWorker(aclient, handler, ["q"], max_batches=2, **QUICK).run()
+            )
+            await asyncio.wait_for(begun.wait(), 20)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    client.enqueue_job("q", [1, 2, 3])
+    asyncio.run(run())
+    assert results() == []
+    assert (
+        db.execute("select state::text, attempt from pyjobs.batch").fetchall()
+        == [("pending", 0)] * 3
+    )
 
 
 def test_stop_before_run_ends_it_at_once(twin, dsn, client, results):

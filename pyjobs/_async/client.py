@@ -130,7 +130,7 @@ class AsyncClient:
         if not self._tried:
             await (await AsyncConnection.connect(self._conninfo())).close()
             self._tried = True
-        if self._owns_pool:
+        if self._owns_pool and self.pool.closed:
             await self.pool.open()
 
     def _conninfo(self) -> str:

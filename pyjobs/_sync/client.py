@@ -131,7 +131,7 @@ class Client:
         if not self._tried:
             (Connection.connect(self._conninfo())).close()
             self._tried = True
-        if self._owns_pool:
+        if self._owns_pool and self.pool.closed:
             self.pool.open()
 
     def _conninfo(self) -> str:
