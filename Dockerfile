@@ -15,7 +15,7 @@ RUN pip install --no-cache-dir "$(ls /wheels/pyjobs-*.whl)[binary]" && rm -r /wh
 # Handlers are found in the working folder. An image of your own copies its modules there.
 WORKDIR /app
 COPY examples/python/ ./
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONDONTWRITEBYTECODE=1
 # A number, so that a platform can see that it is not root.
 USER 10001:10001
 ENTRYPOINT ["pyjobs"]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from psycopg.rows import dict_row
 from rich.text import Text
 
 from pyjobs.cli import _output
@@ -28,6 +29,9 @@ from pyjobs.models import JobStatus
 if TYPE_CHECKING:
     from pyjobs.models import Job, Progress
 
+OneJob = Annotated[
+    int | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)
+]
 LIVE = [status for status in JobStatus if not status.final]
 
 
@@ -101,7 +105,8 @@ def status(
 def _notes(job: Job) -> str:
     """What keeps a live job back, or why a final one ended."""
     if job.status.final:
-        return job.reason or ""
+        # A good end needs no reason.
+        return job.reason or "" if job.status is not JobStatus.SUCCESS else ""
     notes = []
     if job.paused:
         notes.append("paused")
@@ -199,9 +204,7 @@ def explain(
 )
 def audit(
     ctx: typer.Context,
-    job: Annotated[
-        int | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)
-    ] = None,
+    job: OneJob = None,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -253,3 +256,43 @@ def workers(ctx: typer.Context, database_url: DatabaseUrl = None, as_json: AsJso
     """List the workers that asked for work lately, and what they hold."""
     found = Session(ctx, database_url, as_json).client.active_workers()
     _output.rows(found, ("worker", "queues", "last_seen", "leased_batches"), "no active workers")
+
+
+# The view has no function, and so the client no method.
+_REFUSED = """\
+select at, job_id, batch_id, stage, job_status, class, sqlstate, detail, session_role
+from pyjobs.refused
+where (%(job_id)s::bigint is null or job_id = %(job_id)s::bigint)
+    and (class = 'suspicious' or not %(suspicious)s)
+order by at desc
+limit %(limit)s"""
+
+
+@app.command(
+    rich_help_panel=LOOK, epilog=examples("pyjobs refused --suspicious", "pyjobs refused 42")
+)
+def refused(
+    ctx: typer.Context,
+    job: OneJob = None,
+    suspicious: Annotated[
+        bool, typer.Option("--suspicious", "-s", help="Only where the job still ran.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many.")] = 20,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """List late results that were refused, the newest first.
+
+    They are normal after a cancel, a retry or an expired lease, and suspicious otherwise.
+    """
+    session = Session(ctx, database_url, as_json)
+    with session.client.connection() as conn, conn.cursor(row_factory=dict_row) as cursor:
+        wanted = {"job_id": job, "suspicious": suspicious, "limit": limit}
+        found = cursor.execute(_REFUSED, wanted).fetchall()
+    columns = ("at", "job_id", "batch_id", "stage", "job_status", "class", "sqlstate", "detail")
+    if as_json:
+        _output.as_json(found)
+    elif not found:
+        _output.say("no refused results")
+    else:
+        _output.table(columns, ([row[name] for name in columns] for row in found))
