@@ -7,7 +7,7 @@
 --
 --   worker       who claims
 --   queues       which queues
---   max_jobs     of how many jobs at most
+--   max_jobs     of how many jobs at most; never more than 200 in one call
 --   max_batches  how many batches of each at most
 --   lease        for how long
 -- Returns     the leased batches
@@ -29,7 +29,9 @@ declare
     fetched int;
     chunk int;
     visits int;
-    wanted int := claim_from_offers.max_jobs;
+    -- Each job takes two advisory locks: a call for very many would use up the server's lock table.
+    wanted int := least(claim_from_offers.max_jobs, 200);
+    served bigint[] := '{}';
     mine boolean;          -- we hold the offer's row and move it
     passed bigint[];       -- jobs that others are serving
     passed_job bigint;
@@ -51,12 +53,14 @@ begin
         last_due := '-infinity';
         last_id := 0;
         passed := '{}';
-        chunk := 2;
+        chunk := 4;
         visits := 0;
         loop
             fetched := 0;
             for offer in
-                select o.id, o.job_id, o.due_at, count(*) over () as seen
+                select o.id, o.job_id, o.due_at,
+                       count(*) over () < chunk
+                           and min(o.job_id) over () = max(o.job_id) over () as alone
                 from (
                     select due.id, due.job_id, due.due_at
                     from unnest(serving) q (name)
@@ -75,8 +79,11 @@ begin
                 last_due := offer.due_at;
                 last_id := offer.id;
 
+                -- A job may have more than one offer.
+                continue when offer.job_id = any (served);
+
                 -- Alone in its level: nobody to give way to, and nothing to write.
-                mine := visits > 1 or offer.seen > 1;
+                mine := chunk > 4 or not offer.alone;
                 if mine then
                     perform from pyjobs_internal.offer o where o.id = offer.id
                         for update skip locked;
@@ -93,8 +100,8 @@ begin
                         claim_from_offers.lease);
                 if found then
                     wanted := wanted - 1;
-                    perform pyjobs_internal.serve_offer(offer.job_id, case when mine
-                        then offer.id end);
+                    served := served || offer.job_id;
+                    perform pyjobs_internal.serve_offer(offer.job_id, mine);
                     if wanted = 0 then
                         return;
                     end if;
@@ -107,12 +114,14 @@ begin
         end loop;
 
         foreach passed_job in array passed loop
+            continue when passed_job = any (served);
             return query select * from pyjobs_internal.claim_from_job(
                 passed_job, claim_from_offers.worker, claim_from_offers.max_batches,
                     claim_from_offers.lease);
             if found then
                 wanted := wanted - 1;
-                perform pyjobs_internal.serve_offer(passed_job, null);
+                served := served || passed_job;
+                perform pyjobs_internal.serve_offer(passed_job, false);
                 if wanted = 0 then
                     return;
                 end if;

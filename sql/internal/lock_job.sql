@@ -19,7 +19,7 @@ begin
         end if;
         perform from pyjobs_internal.job o where o.id = lock_job.job_id for update;
     exception when lock_not_available or deadlock_detected then
-        perform pyjobs_internal.raise_in_the_way(lock_job.job_id);
+        perform pyjobs_internal.raise_in_the_way(lock_job.job_id, true);
     end;
     select * into j from pyjobs_internal.job o where o.id = lock_job.job_id;
     if not found then

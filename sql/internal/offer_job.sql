@@ -16,8 +16,13 @@ returns void
 language plpgsql
 as $$
 declare
-    due timestamptz := greatest(pyjobs_internal.clock(), offer_job.due_at);
+    j record;
+    due timestamptz;
 begin
+    select o.run_at, o.priority, o.queue into j
+    from pyjobs_internal.job o
+    where o.id = offer_job.job_id;
+    due := greatest(pyjobs_internal.clock(), offer_job.due_at, j.run_at);
     if pg_try_advisory_xact_lock_shared(pyjobs_internal.offer_key(offer_job.job_id)) then
         perform from pyjobs_internal.offer o where o.job_id = offer_job.job_id and o.due_at <= due;
         if found then
@@ -25,8 +30,6 @@ begin
         end if;
     end if;
     insert into pyjobs_internal.offer (job_id, due_at, priority, queue)
-    select j.id, greatest(due, j.run_at), j.priority, j.queue
-    from pyjobs_internal.job j
-    where j.id = offer_job.job_id;
+    values (offer_job.job_id, due, j.priority, j.queue);
 end
 $$;

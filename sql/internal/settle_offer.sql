@@ -20,13 +20,14 @@ begin
     if not pg_try_advisory_xact_lock(pyjobs_internal.offer_key(settle_offer.job_id)) then
         return;
     end if;
-    due := pyjobs_internal.next_due(settle_offer.job_id);
+    -- The offers first: one that is made while we look belongs to work that we may not have seen.
     mine := array(select o.id from pyjobs_internal.offer o where o.job_id = settle_offer.job_id
-                  order by o.id for update skip locked);
+                  order by o.due_at, o.id for update skip locked);
+    due := pyjobs_internal.next_due(settle_offer.job_id);
     if due is null then
         delete from pyjobs_internal.offer o where o.id = any (mine);
     else
-        -- One is enough.
+        -- One is enough, the earliest.
         delete from pyjobs_internal.offer o where o.id = any (mine[2:]);
         update pyjobs_internal.offer o
         set due_at = due

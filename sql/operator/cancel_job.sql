@@ -70,7 +70,7 @@ begin
         where o.id = j.id;
     else
         -- Set aside, and still somebody's transaction is in the way.
-        perform pyjobs_internal.raise_in_the_way(j.id);
+        perform pyjobs_internal.raise_in_the_way(j.id, false);
     end if;
     return 'CANCELING';
 end

@@ -45,7 +45,7 @@ begin
             -- While we waited its run may have ended, and another begun.
             select * into j from pyjobs_internal.job o where o.id = finalize_job.job_id;
             if not (can_end and pyjobs_internal.fence_leases(j.id, j.run, until)) then
-                perform pyjobs_internal.raise_in_the_way(j.id);
+                perform pyjobs_internal.raise_in_the_way(j.id, false);
             end if;
             j := pyjobs_internal.lock_job(j.id, until + interval '400 milliseconds');
             select s.finalizable into can_end from pyjobs_internal.job_state s

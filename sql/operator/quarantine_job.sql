@@ -33,7 +33,7 @@ begin
         -- While we waited its run may have ended, and another begun.
         select * into j from pyjobs_internal.job o where o.id = quarantine_job.job_id;
         if not (stopped and pyjobs_internal.fence_leases(j.id, j.run, until)) then
-            perform pyjobs_internal.raise_in_the_way(j.id);
+            perform pyjobs_internal.raise_in_the_way(j.id, false);
         end if;
         perform pyjobs_internal.lock_job(j.id, until + interval '400 milliseconds');
         if pyjobs_internal.transition_job(j.id, 'UNKNOWN', 'quarantine_job',

@@ -27,7 +27,7 @@ begin
     perform pyjobs_internal.require_read_committed();
     -- Items on their way into the old run would be lost to the new one.
     if not pyjobs_internal.stop_serving(retry_job.job_id, until) then
-        perform pyjobs_internal.raise_in_the_way(retry_job.job_id);
+        perform pyjobs_internal.raise_in_the_way(retry_job.job_id, false);
     end if;
     j := pyjobs_internal.lock_job(retry_job.job_id, until + interval '400 milliseconds');
     if j.finished_at is null then
@@ -64,7 +64,7 @@ begin
                                     and o.finished_at is null),
                       hint = 'Wait for that job, or cancel it. Nothing was changed.';
         when lock_not_available then
-            perform pyjobs_internal.raise_in_the_way(j.id);
+            perform pyjobs_internal.raise_in_the_way(j.id, true);
     end;
 
     insert into pyjobs_internal.stage (job_id, run, no, key, barrier, open, carried_succeeded,
@@ -89,8 +89,8 @@ begin
                 cross join lateral (
                     select count(*)::int as item_count,
                            jsonb_agg(coalesce(b.items,
-                               jsonb_build_array(j.params)) -> (e.entry ->> 'index')::int
-                                     order by (e.entry ->> 'index')::int) as items
+                               jsonb_build_array(j.params)) -> (e.entry ->> 'index')::numeric::int
+                                     order by (e.entry ->> 'index')::numeric::int) as items
                     from jsonb_array_elements(b.failed) e (entry)) f
                 where b.job_id = j.id and b.run = j.run and b.state = 'recorded'
                     and b.failed_count > 0

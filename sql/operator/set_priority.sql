@@ -24,7 +24,7 @@ begin
         perform pyjobs_internal.bound_wait(until);
         update pyjobs_internal.offer o set priority = set_priority.priority where o.job_id = j.id;
     exception when lock_not_available or deadlock_detected then
-        perform pyjobs_internal.raise_in_the_way(j.id);
+        perform pyjobs_internal.raise_in_the_way(j.id, true);
     end;
     return pyjobs_internal.status_of(j.id);
 end

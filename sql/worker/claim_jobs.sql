@@ -3,7 +3,8 @@
 --
 --   worker    the caller's name
 --   queues    the queues it serves
---   max_jobs  of how many jobs at most; 1 to 1,000,000
+--   max_jobs  of how many jobs at most; 1 to 1,000,000, and never more than 200 in one call, since
+--             each takes two of the server's locks
 --   lease     how long each may take; more than 0, at most 1 day
 -- Returns     one row a job, as claim_next_job
 -- Raises      PJ005 bad argument, PJ007 isolation level
