@@ -1418,3 +1418,217 @@ def test_a_retry_and_a_new_job_with_its_key_do_not_both_live(calls, a, b, patien
         assert calls.status(job) == "SUCCESS"
     else:
         assert retry.result(SOON) == "RETRY"
+
+
+# No hot row.
+
+
+def touched(session: Session) -> dict[str, int]:
+    """Rows that this session's open transaction has written, by table."""
+    return {
+        row["relname"]: row["written"]
+        for row in session.rows(
+            "select relname, n_tup_ins + n_tup_upd + n_tup_del as written "
+            "from pg_stat_xact_user_tables "
+            "where schemaname = 'pyjobs_internal' and n_tup_ins + n_tup_upd + n_tup_del > 0"
+        )
+    }
+
+
+def lock_all_but(session: Session, batch: dict[str, Any]) -> None:
+    """Lock every row of pyjobs, but that batch's, without waiting for anybody."""
+    session.begin()
+    for table in session.rows(
+        "select tablename from pg_tables where schemaname = 'pyjobs_internal'"
+    ):
+        where = f"where id <> {batch['batch_id']}" if table["tablename"] == "batch" else ""
+        session.do(f"select from pyjobs_internal.{table['tablename']} {where} for update nowait")
+    session.rollback()
+
+
+@pytest.mark.parametrize("emits", [False, True])
+def test_recording_one_of_many_writes_and_locks_its_own_row_only(calls, a, b, emits):
+    """What it emits is new, and so in nobody's way."""
+    job = calls.enqueue(items=6, batch_size=2, stages=["one", "two"])
+    batch, _ = calls.claim(job, 2)
+    before = calls.rows("select xmin, xmax, ctid from pyjobs_internal.job")
+    a.begin().record(batch, failed=[1], counters={"found": 3}, next_items=[1, 2] if emits else None)
+    assert touched(a) == {"batch": 2 if emits else 1}
+    lock_all_but(b, batch)
+    assert calls.rows("select xmin, xmax, ctid from pyjobs_internal.job") != []
+    a.commit()
+    after = calls.rows("select xmin, xmax, ctid from pyjobs_internal.job")
+    assert [row["ctid"] for row in after] == [row["ctid"] for row in before]
+    assert [row["xmin"] for row in after] == [row["xmin"] for row in before]
+
+
+def test_recording_one_of_many_takes_no_lock_that_another_recorder_takes(calls, a, b):
+    _, (first, second, *_) = job_of(calls, 4)
+    locks = (
+        "select locktype, relation::regclass::text as relation, mode, "
+        "coalesce(objid::text, transactionid::text, '') as object from pg_locks "
+        "where pid = pg_backend_pid() and mode not in ('AccessShareLock', 'RowExclusiveLock')"
+    )
+    held = {}
+    for session, batch in ((a, first), (b, second)):
+        session.begin().record(batch)
+        held[session] = [
+            tuple(row.values())
+            for row in session.rows(locks)
+            if row["locktype"] not in ("virtualxid", "transactionid")
+        ]
+    assert held == {a: [], b: []}
+    a.commit()
+    b.commit()
+
+
+def test_recorders_of_one_job_do_not_wait_for_each_other(calls, new_session):
+    _, batches = job_of(calls, 8)
+    sessions = [new_session() for _ in range(7)]
+    for session, batch in zip(sessions, batches, strict=False):
+        record = session.start(session.begin().record, batch)
+        assert not session.waits_or_ends(record)
+        assert not record.result(SOON)["job_done"]
+    last = calls.start(calls.record, batches[7])
+    assert calls.waits_or_ends(last)  # only the last one does
+    for session in reversed(sessions):
+        session.commit()
+    assert last.result(SOON)["job_done"]
+
+
+@pytest.mark.parametrize("call", ["pause_job", "set_priority"])
+def test_a_first_claim_in_a_long_transaction_does_not_hold_the_job(calls, a, b, call):
+    job = calls.enqueue(items=2)
+    a.begin().claim(job)
+    arguments = {"pause_job": "%s", "set_priority": "%s, 5"}[call]
+    change = b.start(b.value, f"select pyjobs.{call}({arguments})", job)
+    assert not b.waits_or_ends(change)
+    assert change.result(SOON) == "PENDING"
+    a.commit()
+    assert calls.status(job) == "STARTED"
+
+
+# Operators' calls wait at most about a second: they come back though nobody lets go.
+
+
+def in_the_way(call: Callable[[], Any], holder: Session) -> None:
+    """The call gives up, and names the session that is in the way."""
+    with pytest.raises(psycopg.Error) as info:
+        call()
+    assert info.value.sqlstate == "PJ006", info.value
+    assert f"pid {holder.pid} " in (info.value.diag.message_detail or "")
+
+
+def test_who_is_in_the_way_of_a_quarantine_or_a_forced_end_is_named(calls, a, b):
+    for batches, hold in ((2, a.record), (1, a.record), (2, a.extend)):
+        job, (batch, *_) = job_of(calls, batches)
+        a.begin()
+        hold(batch)
+        in_the_way(lambda job=job: b.quarantine(job), a)
+        in_the_way(lambda job=job: b.finalize(job, "FAILURE"), a)
+        a.rollback()
+        assert calls.status(job) == "STARTED"
+        assert b.finalize(job, "SUCCESS")["transitioned"]
+
+
+def test_who_claims_in_a_long_transaction_is_named(calls, a, b):
+    job = calls.enqueue(items=2)
+    a.begin().claim(job)
+    in_the_way(lambda: b.quarantine(job), a)
+    in_the_way(lambda: b.finalize(job, "FAILURE"), a)
+    a.rollback()
+    assert calls.status(job) == "PENDING"
+
+
+def test_who_is_ending_the_job_is_in_the_way_of_a_cancel(calls, a, b):
+    job, (batch,) = job_of(calls, 1)
+    assert a.begin().record(batch)["job_done"]
+    in_the_way(lambda: b.cancel(job), a)
+    in_the_way(lambda: b.cancel(job, "0"), a)
+    a.commit()
+    assert b.cancel(job) == "SUCCESS"
+
+
+@pytest.mark.parametrize("grace", ["0", "30 seconds"])
+def test_a_result_in_flight_does_not_keep_a_cancel(calls, a, b, grace):
+    job, (batch, _) = job_of(calls, 2)
+    calls.enqueue(items=1)
+    a.begin().record(batch)
+    b.begin().extend(_)
+    canceller = calls
+    assert canceller.cancel(job, grace) == "CANCELING"
+    assert canceller.claim(job) == []
+    b.rollback()
+    a.rollback()
+    if grace == "0":
+        calls.reap()
+    else:
+        calls.record(batch)
+        calls.record(_)
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+OPERATORS = {
+    "pause_job": "select pyjobs.pause_job(%s)",
+    "resume_job": "select pyjobs.resume_job(%s)",
+    "set_priority": "select pyjobs.set_priority(%s, 3)",
+    "cancel_job": "select pyjobs.cancel_job(%s)",
+    "finalize_job": "select pyjobs.finalize_job(%s)",
+    "forced": "select pyjobs.finalize_job(%s, 'FAILURE')",
+    "quarantine_job": "select pyjobs.quarantine_job(%s, 'why')",
+}
+
+
+@pytest.mark.parametrize("call", OPERATORS)
+def test_who_holds_the_job_is_named_by_every_operators_call(calls, a, b, call):
+    job = calls.enqueue(items=1)
+    a.begin().do("select pyjobs.set_priority(%s, 7)", job)
+    in_the_way(lambda: b.do(OPERATORS[call], job), a)
+    a.commit()
+    assert calls.status(job) == "PENDING"
+
+
+@pytest.mark.parametrize("call", ["retry_job", "resolve_job"])
+def test_who_holds_the_job_is_named_by_what_starts_it_again(calls, a, b, call):
+    job, (batch,) = job_of(calls, 1)
+    if call == "retry_job":
+        calls.record(batch)
+        a.begin().retry(job)
+        in_the_way(lambda: b.retry(job), a)
+    else:
+        calls.quarantine(job)
+        a.begin().resolve(job)
+        in_the_way(lambda: b.resolve(job), a)
+    a.rollback()
+
+
+def test_a_reaper_says_what_it_could_not_do_and_goes_on(calls, a, b):
+    calls.settable_clock()
+    stuck, (lost, batch) = job_of(calls, 2, max_attempts=1)
+    free, _ = job_of(calls, 1)
+    calls.pass_time("2 minutes")
+    a.begin().record(batch)
+    actions = {row["job_id"]: row["action"] for row in b.reap()}
+    assert actions == {stuck: "postponed", free: "expired"}
+    a.commit()
+    assert lost["batch_id"] in [row["batch_id"] for row in b.reap()]
+    assert calls.status(stuck) == "SUCCESS"
+
+
+def test_who_makes_a_job_with_the_key_is_in_the_way_of_a_retry(calls, a, b):
+    job = calls.enqueue(items=1, dedupe_key="once")
+    calls.finish(job)
+    a.begin().enqueue(items=1, dedupe_key="once")
+    in_the_way(lambda: b.retry(job), a)
+    a.rollback()
+    assert b.retry(job) == "RETRY"
+
+
+def test_a_result_recorded_in_a_savepoint_is_named_too(calls, a, b):
+    job, (batch, _) = job_of(calls, 2)
+    a.begin().do("savepoint s")
+    a.record(batch)
+    in_the_way(lambda: b.quarantine(job), a)
+    a.do("release savepoint s")
+    in_the_way(lambda: b.quarantine(job), a)
+    a.rollback()
