@@ -102,7 +102,7 @@ class Example:
             program += ["--until-idle"] if until_idle else []
         else:
             program = [sys.executable, "-m", "pyjobs", "worker", "worker:answer", "-q", queue]
-            program += ["--name", name, "--lease", f"{lease} seconds", "--drain-timeout", "0"]
+            program += ["--name", name, "--lease", f"{lease} seconds", "--drain-timeout", "2 s"]
             program += ["--until-idle"] if until_idle else []
             environment["EXAMPLE_ITEM_SECONDS"] = str(item_seconds)
         process = subprocess.Popen(
