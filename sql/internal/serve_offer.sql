@@ -16,24 +16,24 @@ as $$
 declare
     due timestamptz := pyjobs_internal.next_due(serve_offer.job_id);
     this_moment timestamptz := pyjobs_internal.clock();
-    held bigint[];
+    ours bigint[];
 begin
     if due is null or due > this_moment then
         perform pyjobs_internal.settle_offer(serve_offer.job_id);
     elsif serve_offer.move then
-        held := array(select o.id from pyjobs_internal.offer o
+        ours := array(select o.id from pyjobs_internal.offer o
                       where o.job_id = serve_offer.job_id and o.due_at <= this_moment
                       order by o.id for update skip locked);
-        if cardinality(held) > 4
+        if cardinality(ours) > 4
             and pg_try_advisory_xact_lock(pyjobs_internal.offer_key(serve_offer.job_id))
         then
-            delete from pyjobs_internal.offer o where o.id = any (held[2:]);
+            delete from pyjobs_internal.offer o where o.id = any (ours[2:]);
         end if;
         -- Their priority too: whoever made an offer may have read an older one.
         update pyjobs_internal.offer o
         set due_at = this_moment, priority = j.priority
         from pyjobs_internal.job j
-        where o.id = any (held) and j.id = serve_offer.job_id;
+        where o.id = any (ours) and j.id = serve_offer.job_id;
     end if;
 end
 $$;

@@ -1,0 +1,104 @@
+"""No offer of claimable work is lost, and none counts for more than one turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.support.calls import Calls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import psycopg
+
+    from tests.support import Background
+
+    Connection = psycopg.Connection[Any]
+
+
+def test_an_offer_made_while_a_claim_looks_is_not_withdrawn(
+    db: Connection,
+    connect: Callable[..., Connection],
+    background: Background,
+    wait_for_lock: Callable[..., None],
+) -> None:
+    """The withdrawer has seen that nothing is there; then work and its offer commit."""
+    calls = Calls(db)
+    job = calls.enqueue("q")
+    (batch,) = calls.claim(job)
+    # The claim stops where it has just seen that nothing is there.
+    looks = calls.value(
+        "select pg_get_functiondef('pyjobs_internal.next_due(bigint)'::regprocedure)"
+    )
+    calls.do("create schema gate")
+    calls.do(looks.replace("FUNCTION pyjobs_internal.", "FUNCTION gate.", 1))
+    calls.do(
+        "create or replace function pyjobs_internal.next_due(job_id bigint) returns timestamptz"
+        " language plpgsql as $$ declare due timestamptz; begin"
+        " due := gate.next_due(job_id); perform pg_advisory_xact_lock(42); return due; end $$"
+    )
+    calls.do("select pg_advisory_lock(42)")
+    asker = connect()
+    call = background(Calls(asker).ask, "late", "q")
+    wait_for_lock(asker)
+    calls.do("select pyjobs.release_batch(%s, %s)", batch["batch_id"], batch["lease_epoch"])
+    calls.do("select pg_advisory_unlock(42)")
+    assert call.result(20) == []
+    assert calls.audit(job) == []
+    assert [row["batch_id"] for row in calls.ask("next", "q")] == [batch["batch_id"]]
+
+
+def test_an_offer_that_is_due_now_is_not_given_up_for_a_later_one(
+    db: Connection, connect: Callable[..., Connection]
+) -> None:
+    """Of two offers the earlier one is kept."""
+    calls = Calls(db)
+    job = calls.enqueue("q", items=2)
+    first, second = calls.claim(job, 2)
+    for batch, wait in ((first, "1 hour"), (second, "0")):
+        calls.do(
+            "select pyjobs.release_batch(%s, %s, 'why', %s)",
+            batch["batch_id"],
+            batch["lease_epoch"],
+            wait,
+        )
+    calls.do(
+        "delete from pyjobs_internal.offer;"
+        "select pyjobs_internal.offer_job(1, now() + '1 hour'), pyjobs_internal.offer_job(1)"
+    )
+    # A claim that gets nothing, since another one is just taking the batch.
+    other = connect(autocommit=False)
+    other.execute("select from pyjobs_internal.batch for update")
+    assert calls.ask("w", "q") == []
+    other.rollback()
+    assert calls.audit(job) == []
+    assert len(calls.ask("w", "q")) == 1
+
+
+def test_adding_items_to_a_job_for_later_makes_one_offer(db: Connection) -> None:
+    """Offers that cannot be due before the job is are not made again and again."""
+    calls = Calls(db)
+    job = calls.value(
+        "select pyjobs.enqueue_job('q', '[1]', run_at => now() + interval '1 hour', seal => false)"
+    )
+    for _ in range(5):
+        calls.do("select pyjobs.add_items(%s, '[2]')", job)
+    assert calls.value("select count(*) from pyjobs_internal.offer") == 1
+
+
+def test_a_job_with_many_offers_gives_one_batch_and_has_one_turn(db: Connection) -> None:
+    """Offers that were made at the same time are one turn, and more than a few become one."""
+    calls = Calls(db)
+    many = calls.value("select pyjobs.enqueue_job('q', '[1, 2, 3, 4, 5, 6]')")
+    other = calls.value("select pyjobs.enqueue_job('q', '[1, 2, 3]')")
+    calls.do(
+        "insert into pyjobs_internal.offer (job_id, due_at, priority, queue)"
+        " select job_id, due_at, priority, queue from pyjobs_internal.offer"
+        " cross join generate_series(1, 5) where job_id = %s",
+        many,
+    )
+    rows = db.execute("select job_id from pyjobs.claim_jobs('w', '{q}', 10)").fetchall()
+    assert sorted(rows) == [(many,), (other,)]
+    turns = [calls.ask("w", "q")[0]["job_id"] for _ in range(4)]
+    assert turns in ([many, other] * 2, [other, many] * 2)
+    assert calls.value("select count(*) from pyjobs_internal.offer where job_id = %s", many) == 1
