@@ -691,9 +691,17 @@ def test_a_worker_that_listens_is_woken(twin, dsn, client, results):
 # Settings and the log
 
 
-def test_a_string_is_not_taken_for_a_list_of_queues(twin, dsn):
+@pytest.mark.parametrize("cls", [pyjobs.Worker, pyjobs.AsyncWorker])
+def test_settings_that_would_do_nothing_are_refused(cls):
     with pytest.raises(TypeError, match="not the string"):
-        (pyjobs.Worker if twin.name == "sync" else pyjobs.AsyncWorker)(None, None, "q")
+        cls(None, None, "q")
+    with pytest.raises(ValueError, match="at least 1"):
+        cls(None, None, ["q"], concurrency=0)
+
+
+def test_what_the_database_refuses_ends_the_worker(twin, dsn, client):
+    with pytest.raises(pyjobs.InvalidArgument, match="max_batches"):
+        twin.worker(dsn, store, "q", max_batches=0, **QUICK).finish()
 
 
 def test_every_line_of_the_log_says_who_and_what(twin, dsn, client, notes):

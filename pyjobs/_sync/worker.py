@@ -116,6 +116,8 @@ class Worker:
         """
         if isinstance(queues, str):
             raise TypeError(f"queues is a list of names, not the string {queues!r}")
+        if concurrency < 1:
+            raise ValueError(f"concurrency is at least 1, not {concurrency}")
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
         self._client = client
         self._handler = handler
@@ -219,7 +221,7 @@ class Worker:
         self._client.reserve(2 * self._concurrency + 2)
         with self._client.connection() as conn:
             info = conn.info
-            # Without what only this process can have: the password may come from anywhere.
+            # The password is not among the parameters, wherever it came from.
             return make_conninfo(**info.get_parameters(), password=info.password or None)
 
     def _persist(self, call: Callable[..., _threads.Result[T]], *args: Any) -> T | None:
@@ -469,7 +471,12 @@ class Worker:
     # Beside the work
 
     def _reap(self) -> bool:
-        reaped = self._persist(self._client.reap_leases)
+        try:
+            reaped = self._persist(self._client.reap_leases)
+        except Error as exc:
+            # Whatever was in its way, the next one looks again.
+            self._log.warning("reaping refused", sqlstate=exc.sqlstate, reason=exc.message)
+            return False
         for one in reaped or ():
             self._log.info(
                 "reaped", action=one.action, job=one.job_id, batch=one.batch_id, detail=one.detail
