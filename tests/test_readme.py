@@ -49,7 +49,7 @@ def test_the_python_example_commits_its_rows_with_the_record(
 ) -> None:
     """The block runs with nothing but a database and the table that it writes."""
     db.execute("create table found (photo text)")
-    exec(block("python"), {"DATABASE_URL": dsn})  # noqa: S102
+    exec(block("python"), {"DATABASE_URL": dsn})
     assert db.execute("select photo from found order by 1").fetchall() == [
         ("a.png",),
         ("b.png",),
