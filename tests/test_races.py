@@ -5,8 +5,8 @@ when the server says that it really waits for a lock; or it is stopped at a chos
 tests/support/sessions.py). No test waits for a time. After each, the rules are recomputed from the
 tables (tests/support/rules.py).
 
-The tests that take a ``design`` run on pyjobs, where they pass, and on the unrepaired design that
-it replaces, where they must fail.
+The races that made people repair their job status stand in tests/test_background.py, where they are
+run on the unrepaired design too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ import pytest
 
 from tests.support.rules import assert_rules
 from tests.support.sessions import SOON, Session, Stops, make_operators_patient
-from tests.unrepaired.designs import Pyjobs, Unrepaired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from tests.unrepaired.designs import Design
 
 
 @pytest.fixture
@@ -76,118 +73,6 @@ def job_of(calls: Session, batches: int, **options: Any) -> tuple[int, list[dict
     """A job of so many batches of one item, all of them leased."""
     job = calls.enqueue(items=batches, **options)
     return job, calls.claim(job, batches)
-
-
-# The repair that pyjobs starts from: the status is not saved together with the progress.
-
-
-def unlike_the_unrepaired_design(caught: str) -> Callable[..., Any]:
-    """Run the test on both designs; on the unrepaired one it must fail, saying ``caught``."""
-
-    def decorate(test: Callable[[Design], None]) -> Callable[..., None]:
-        @pytest.mark.parametrize("made", [Pyjobs, Unrepaired], ids=["pyjobs", "unrepaired"])
-        @functools.wraps(test)
-        def both(made, new_session, patient, db) -> None:
-            design = made(new_session)
-            if made is Unrepaired:
-                with pytest.raises(AssertionError, match=caught):
-                    test(design)
-            else:
-                test(design)
-                assert_rules(db)
-
-        del both.__wrapped__  # so that pytest sees these arguments
-        return both
-
-    return decorate
-
-
-@unlike_the_unrepaired_design(caught="overwrote the revocation")
-def test_a_slow_worker_does_not_bring_a_revoked_job_back(design):
-    job = design.job(batches=1)
-    slow, canceller = design.worker(job), design.canceller(job)
-    slow.read()
-    canceller.read()
-    canceller.save()
-    canceller.commit()
-    assert design.status(job) == "REVOKED"
-    ended = design.finished_at(job)
-    slow.save()
-    slow.commit()
-    assert design.status(job) == "REVOKED", "the slow worker overwrote the revocation"
-    assert design.finished_at(job) == ended
-
-
-@unlike_the_unrepaired_design(caught="shown as running")
-def test_a_late_result_does_not_make_a_finished_job_run_again(design):
-    job = design.job(batches=2)
-    first, second = design.worker(job), design.worker(job)
-    late = design.again(first)
-    late.read()
-    for worker in (first, second):
-        worker.read()
-        worker.save()
-        worker.commit()
-    assert design.status(job) == "SUCCESS"
-    late.save()
-    late.commit()
-    assert design.status(job) == "SUCCESS", "a finished job is shown as running"
-    assert design.processed(job) == 2
-
-
-@unlike_the_unrepaired_design(caught="overwrote the success")
-def test_a_cancel_does_not_overwrite_a_success_just_committed(design):
-    job = design.job(batches=1)
-    worker, canceller = design.worker(job), design.canceller(job)
-    canceller.read()
-    worker.read()
-    worker.save()
-    worker.commit()
-    assert design.status(job) == "SUCCESS"
-    canceller.save()
-    canceller.commit()
-    assert design.status(job) == "SUCCESS", "the cancel overwrote the success"
-
-
-@unlike_the_unrepaired_design(caught="lost a batch")
-def test_two_results_at_once_are_both_counted(design):
-    job = design.job(batches=3)
-    first, second = design.worker(job), design.worker(job)
-    first.read()
-    second.read()
-    first.save()
-    first.commit()
-    second.save()
-    second.commit()
-    assert design.processed(job) == 2, "the count lost a batch"
-
-
-@unlike_the_unrepaired_design(caught="counted twice")
-def test_a_result_that_is_delivered_again_counts_once(design):
-    job = design.job(batches=3)
-    worker = design.worker(job)
-    worker.read()
-    worker.save()
-    worker.commit()
-    again = design.again(worker)
-    again.read()
-    assert not again.save(), "a result was counted twice"
-    again.commit()
-    assert design.processed(job) == 1
-
-
-@unlike_the_unrepaired_design(caught="the document says")
-def test_the_document_and_the_status_are_one_truth(design):
-    job = design.job(batches=2)
-    worker, canceller = design.worker(job), design.canceller(job)
-    worker.read()
-    worker.save()
-    worker.commit()
-    canceller.read()
-    canceller.save()
-    canceller.commit()
-    shown = design.shown(job)
-    assert shown == design.status(job), f"the document says {shown}"
 
 
 # Cancel against completion.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Hand(Protocol):
     """Somebody at work on a job: reads it, later saves, then commits."""
 
+    session: Session
+
     def read(self) -> None:
         """Begin a transaction and look at the job as it is now."""
 
