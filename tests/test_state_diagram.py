@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import psycopg
 
 ROOT = Path(__file__).parent.parent
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def machine(db: psycopg.Connection) -> state_diagram.Machine:
 def test_the_documents_show_the_rows_of_the_database(machine, name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert state_diagram.MARKED.search(text), f"{name} has no markers"
-    assert state_diagram.fill(text, state_diagram.parts(machine)) == text, (
+    assert state_diagram.fill(text, state_diagram.parts(machine, name)) == text, (
         "run: python tools/state_diagram.py"
     )
 
@@ -47,20 +49,38 @@ def test_no_transition_is_lost_or_made_up(machine, db):
     assert sorted(told) == sorted(rows)
 
 
-def test_the_diagram_draws_every_state_once_and_every_arrow(machine):
-    drawn = state_diagram.mermaid(machine)
-    nodes = re.findall(r"^ +([A-Z]+)$", drawn, re.MULTILINE)
-    assert sorted(nodes) == sorted(state.status for state in machine.states)
-    arrows = re.findall(r'^ +(.+) -->\|"(.+)"\| (.+)$', drawn, re.MULTILINE)
-    assert len(arrows) == len(machine.moves)
-    frames = re.findall(r"subgraph (\w+)", drawn)
-    for origin, _, targets in arrows:
-        assert set(origin.split(" & ")) <= {*nodes, *frames}
-        assert set(targets.split(" & ")) <= set(nodes)
+def test_the_picture_has_every_state_and_every_arrow(machine):
+    drawn = state_diagram.drawing(machine)
+    assert (ROOT / state_diagram.PICTURE).read_text(encoding="utf-8") == drawn
+    svg = ElementTree.fromstring(drawn)
+    texts = [one.text for one in svg.iter(f"{SVG}text")]
+    assert {state.status for state in machine.states} | set(state_diagram.FRAMES) <= set(texts)
+    arrows = 0
+    for origin, targets, by in state_diagram.move_rows(machine):
+        starts = 1 if origin in state_diagram.FRAMES else len(origin.split(", "))
+        arrows += starts * len(targets.split(", "))
+        assert by in texts
+    # One path more is the tip of them all.
+    assert len(list(svg.iter(f"{SVG}path"))) == arrows + 1
+
+
+def test_a_transition_that_cannot_be_drawn_is_no_picture(machine):
+    made_up = state_diagram.Move(frozenset({"CANCELING"}), ("SUCCESS",), "a resurrection")
+    with pytest.raises(SystemExit, match="CANCELING -> SUCCESS"):
+        state_diagram.drawing(replace(machine, moves=(*machine.moves, made_up)))
+
+
+def test_a_state_in_the_wrong_frame_is_no_picture(machine):
+    states = tuple(
+        replace(state, sets=("final",)) if state.status == "UNKNOWN" else state
+        for state in machine.states
+    )
+    with pytest.raises(SystemExit, match="UNKNOWN is final"):
+        state_diagram.drawing(replace(machine, states=states))
 
 
 def test_a_changed_row_makes_the_check_fail(database, admin, capsys, tmp_path, monkeypatch):
-    for name in state_diagram.TARGETS:
+    for name in (*state_diagram.TARGETS, state_diagram.PICTURE):
         copy = tmp_path / name
         copy.parent.mkdir(exist_ok=True)
         copy.write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
@@ -72,9 +92,10 @@ def test_a_changed_row_makes_the_check_fail(database, admin, capsys, tmp_path, m
         " where from_status = 'CREATED' and to_status = 'PENDING'"
     )
     assert state_diagram.main([*arguments, "--check"]) == 1
-    assert "out of date: docs/states.md, README.md" in capsys.readouterr().err
+    assert "out of date: docs/states.svg, docs/states.md; run" in capsys.readouterr().err
     assert state_diagram.main(arguments) == 0
-    assert '-->|"a whim"| PENDING' in (tmp_path / "README.md").read_text(encoding="utf-8")
+    for name in ("docs/states.svg", "docs/states.md"):
+        assert "a whim" in (tmp_path / name).read_text(encoding="utf-8")
     assert state_diagram.main([*arguments, "--check"]) == 0
 
 

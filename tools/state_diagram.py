@@ -19,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
 
 import psycopg
 from psycopg.rows import dict_row
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-# Files that carry the picture, and the parts of it that they want, between markers of that name.
+PICTURE = "docs/states.svg"
+# Files that carry tables between markers, and show the picture.
 TARGETS = ("docs/states.md", "README.md")
 SOURCES = ("migrations/0001.types.sql", "migrations/0002.tables.sql", "sql/data/job_state.sql")
 SETS = ("claimable", "finalizable", "running", "final")
@@ -42,6 +44,70 @@ MARKED = re.compile(
     r"(?P<end><!-- end -->)",
     re.DOTALL,
 )
+
+
+Point = tuple[int, int]
+
+# Where things stand in the picture: the middle of each state's box, and the frame of each set
+# (left, top, right, bottom). Which state is in which frame is checked against the rows.
+WIDTH, HEIGHT = 960, 424
+BOX = (112, 34)
+PLACES: dict[str, Point] = {
+    "CREATED": (96, 84),
+    "PENDING": (96, 310),
+    "STARTED": (300, 310),
+    "RETRY": (300, 200),
+    "UNKNOWN": (588, 200),
+    "CANCELING": (588, 310),
+    "SUCCESS": (866, 84),
+    "FAILURE": (866, 150),
+    "REVOKED": (866, 310),
+}
+FRAMES = {
+    "finalizable": (12, 40, 392, 408),
+    "claimable": (24, 136, 376, 392),
+    "final": (788, 40, 948, 408),
+}
+# How an arrow goes, and where its words stand if it has any of its own: by what it starts from, a
+# state or a set, and where it ends.
+ROUTES: dict[tuple[str, str], tuple[tuple[Point, ...], Point | None]] = {
+    ("CREATED", "PENDING"): (((96, 101), (96, 293)), (126, 214)),
+    ("PENDING", "STARTED"): (((152, 310), (244, 310)), (198, 302)),
+    ("RETRY", "STARTED"): (((300, 217), (300, 293)), (252, 258)),
+    ("finalizable", "SUCCESS"): (((392, 84), (810, 84)), (588, 76)),
+    ("finalizable", "FAILURE"): (((392, 84), (756, 84), (780, 146), (810, 146)), None),
+    ("finalizable", "CANCELING"): (((392, 310), (532, 310)), (460, 302)),
+    ("finalizable", "REVOKED"): (((392, 376), (756, 376), (780, 318), (810, 318)), (588, 392)),
+    ("claimable", "UNKNOWN"): (((376, 192), (532, 192)), (460, 184)),
+    ("UNKNOWN", "RETRY"): (((532, 208), (356, 208)), (460, 223)),
+    ("UNKNOWN", "FAILURE"): (((644, 192), (756, 192), (780, 154), (810, 154)), (696, 184)),
+    ("UNKNOWN", "REVOKED"): (((644, 208), (756, 208), (780, 302), (810, 302)), (700, 223)),
+    ("CANCELING", "REVOKED"): (((644, 310), (810, 310)), (644, 344)),
+    ("final", "RETRY"): (((866, 40), (866, 18), (300, 18), (300, 183)), (588, 32)),
+}
+_SVG = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"
+  aria-label="The states of a job and what leads from one to another">
+<!-- Made by tools/state_diagram.py from the rows of sql/data/job_state.sql: do not edit. -->
+<style>
+  text {{ font: 13px system-ui, sans-serif; fill: #1f2933; text-anchor: middle; }}
+  text.set {{ font-style: italic; fill: #52606d; text-anchor: end; }}
+  text.state {{ font-weight: 600; }}
+  text.by {{ font-size: 12px; paint-order: stroke; stroke: #fff; stroke-width: 4px; }}
+  rect.paper {{ fill: #fff; }}
+  rect.finalizable {{ fill: #f5f7fa; stroke: #9aa5b1; }}
+  rect.claimable {{ fill: #e6f2ff; stroke: #7fa8d1; }}
+  rect.final {{ fill: #f0f4ec; stroke: #93a97f; }}
+  rect.state {{ fill: #fff; stroke: #3e4c59; stroke-width: 1.5; }}
+  path {{ fill: none; stroke: #3e4c59; stroke-width: 1.4; marker-end: url(#tip); }}
+  #tip path {{ fill: #3e4c59; stroke: none; marker-end: none; }}
+</style>
+<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8"
+  orient="auto"><path d="M 0 1 L 10 5 L 0 9 z"/></marker></defs>
+<rect class="paper" width="{width}" height="{height}"/>
+{shapes}
+</svg>
+"""
 
 
 @dataclass(frozen=True)
@@ -112,31 +178,48 @@ def read_source() -> Machine:
         return read_machine(conn)
 
 
-def mermaid(machine: Machine) -> str:
-    """A flowchart: forges draw it. An arrow from a frame holds for each state in the frame."""
-    claimable, finalizable, final = map(machine.members, ("claimable", "finalizable", "final"))
-    framed = finalizable | final
-    lines = ["```mermaid", "flowchart LR"]
-    lines += ["    subgraph finalizable", "        direction TB"]
-    lines += [f"        {status}" for status in _ordered(machine, finalizable - claimable)]
-    lines += ["        subgraph claimable", "            direction TB"]
-    lines += [f"            {status}" for status in _ordered(machine, claimable)]
-    lines += ["        end", "    end"]
-    lines += [f"    {s.status}" for s in machine.states if s.status not in framed]
-    lines += ["    subgraph final", "        direction TB"]
-    lines += [f"        {status}" for status in _ordered(machine, final)]
-    lines += ["    end"]
-    frames = {claimable: "claimable", finalizable: "finalizable", final: "final"}
+def drawing(machine: Machine) -> str:
+    """The picture, as SVG. A transition without a route is an error: nothing is left out."""
+    shapes = [_frame(name, machine.members(name)) for name in FRAMES]
     for move in machine.moves:
-        starts = [frames[move.origin]] if move.origin in frames else _ordered(machine, move.origin)
-        lines.append(f'    {" & ".join(starts)} -->|"{move.by}"| {" & ".join(move.targets)}')
-    lines.append("```")
-    return "\n".join(lines) + "\n"
+        origin = machine.name_of(move.origin)
+        starts = [origin] if origin in FRAMES else origin.split(", ")
+        shapes += [_arrow(start, end, move.by) for start in starts for end in move.targets]
+    shapes += [_box(state) for state in machine.states]
+    return _SVG.format(width=WIDTH, height=HEIGHT, shapes="\n".join(shapes))
 
 
-def _ordered(machine: Machine, group: Iterable[str]) -> list[str]:
-    wanted = set(group)
-    return [state.status for state in machine.states if state.status in wanted]
+def _frame(name: str, members: frozenset[str]) -> str:
+    left, top, right, bottom = FRAMES[name]
+    for status in members:
+        x, y = PLACES[status]
+        if not (left < x < right and top < y < bottom):
+            raise SystemExit(f"{status} is {name}: put it into that frame in {__file__}")
+    return (
+        f'<rect class="{name}" x="{left}" y="{top}" width="{right - left}"'
+        f' height="{bottom - top}" rx="8"/>\n'
+        f'<text class="set" x="{right - 8}" y="{top + 16}" text-anchor="end">{name}</text>'
+    )
+
+
+def _box(state: State) -> str:
+    x, y = PLACES[state.status]
+    return (
+        f'<g><title>{escape(state.meaning)}</title><rect class="state" x="{x - BOX[0] // 2}"'
+        f' y="{y - BOX[1] // 2}" width="{BOX[0]}" height="{BOX[1]}" rx="4"/>'
+        f'<text class="state" x="{x}" y="{y + 5}">{state.status}</text></g>'
+    )
+
+
+def _arrow(start: str, end: str, by: str) -> str:
+    if (start, end) not in ROUTES:
+        raise SystemExit(f"{start} -> {end} ({by}) has no route in {__file__}: give it one")
+    points, words = ROUTES[start, end]
+    path = " L ".join(f"{x} {y}" for x, y in points)
+    drawn = f'<path d="M {path}"/>'
+    if words is not None:
+        drawn += f'<text class="by" x="{words[0]}" y="{words[1]}">{escape(by)}</text>'
+    return drawn
 
 
 def state_rows(machine: Machine) -> list[tuple[str, ...]]:
@@ -158,10 +241,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def parts(machine: Machine) -> dict[str, str]:
+def parts(machine: Machine, target: str) -> dict[str, str]:
     """What a file can ask for between its markers."""
+    picture = os.path.relpath(PICTURE, Path(target).parent)
     return {
-        "diagram": mermaid(machine),
+        "diagram": f"![The states of a job]({picture})\n",
         "states": markdown_table(STATE_HEADER, state_rows(machine)),
         "transitions": markdown_table(MOVE_HEADER, move_rows(machine)),
     }
@@ -184,6 +268,10 @@ def show(machine: Machine) -> None:
         console.print(table)
 
 
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--database-url", default=os.environ.get("PYJOBS_DATABASE_URL"))
@@ -200,20 +288,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.print:
         show(machine)
         return 0
-    made = parts(machine)
-    stale = []
+    made = {PICTURE: drawing(machine)}
     for name in TARGETS:
-        path = ROOT / name
-        old = path.read_text(encoding="utf-8")
-        if MARKED.search(old) is None:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if MARKED.search(text) is None:
             print(f"{name}: has no markers for the state machine", file=sys.stderr)
             return 1
-        new = fill(old, made)
-        if new != old:
-            stale.append(name)
-            if not options.check:
-                path.write_text(new, encoding="utf-8")
-                print(f"{name}: rewritten")
+        made[name] = fill(text, parts(machine, name))
+    stale = [name for name, text in made.items() if _read(ROOT / name) != text]
+    for name in [] if options.check else stale:
+        (ROOT / name).write_text(made[name], encoding="utf-8")
+        print(f"{name}: rewritten")
     if options.check and stale:
         print(
             f"out of date: {', '.join(stale)}; run python tools/state_diagram.py", file=sys.stderr
