@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_no_transition_is_lost_or_made_up(machine, db):
 def test_the_picture_has_every_state_and_every_arrow(machine):
     drawn = state_diagram.drawing(machine)
     assert (ROOT / state_diagram.PICTURE).read_text(encoding="utf-8") == drawn
-    svg = ElementTree.fromstring(drawn)
+    svg = ET.fromstring(drawn)
     texts = [one.text for one in svg.iter(f"{SVG}text")]
     assert {state.status for state in machine.states} | set(state_diagram.FRAMES) <= set(texts)
     arrows = 0
