@@ -39,7 +39,7 @@ def test_in_a_pipe_it_ends_well_and_every_line_of_it_reads_well(tmp_path: Path) 
     # One test for all of it: the run takes half a minute, and several processes run the tests.
     (tmp_path / "tmp").mkdir()
     done = subprocess.run(
-        _command(),
+        _command("--pace", str(QUICK)),
         cwd=tmp_path,
         env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
         stdout=subprocess.PIPE,
