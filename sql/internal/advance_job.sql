@@ -125,6 +125,12 @@ begin
             completed := advance_job.hand_over;
             while stage_no is not null loop
                 if completed and pyjobs_internal.hand_over(advance_job.job_id, j.run, stage_no) then
+                    -- A cancel that came while we waited needs somebody who looks by its rule.
+                    perform from pyjobs_internal.job job
+                    where job.id = advance_job.job_id and job.status = 'CANCELING';
+                    if found then
+                        raise exception using errcode = 'PJ0RB';
+                    end if;
                     return;
                 end if;
                 stage_no := pyjobs_internal.complete_stage(advance_job.job_id, j.run, stage_no);
