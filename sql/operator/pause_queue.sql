@@ -2,16 +2,10 @@
 --
 --   queue   the queue's name; it need not have jobs yet
 -- Returns     nothing
--- Raises      PJ005 bad name
--- Locks       the queue's row
+-- Raises      PJ005 bad name, PJ006 somebody else is changing it
+-- Locks       the queue's row; it waits at most 1 second
 -- Called by   operators
 create or replace function pyjobs.pause_queue(queue text)
 returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
-as $$
-begin
-    perform pyjobs_internal.require_text('queue', pause_queue.queue);
-    insert into pyjobs_internal.queue as q (name, paused) values (pause_queue.queue, true)
-    on conflict (name) do update set paused = excluded.paused;
-end
-$$;
+language sql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
+as $$ select pyjobs_internal.set_queue_paused(pause_queue.queue, true) $$;

@@ -47,9 +47,12 @@ begin
         purged := purged + cardinality(doomed);
     end loop;
 
-    -- Workers come and go under ever new names.
+    -- Workers come and go under ever new names. One that is back at this moment stays.
     delete from pyjobs_internal.worker w
-    where w.last_seen <= least(finished_before, pyjobs_internal.clock() - interval '1 day');
+    where w.name = any (array(
+        select o.name from pyjobs_internal.worker o
+        where o.last_seen <= least(finished_before, pyjobs_internal.clock() - interval '1 day')
+        for update skip locked));
     return purged;
 end
 $$;
