@@ -1517,3 +1517,90 @@ def test_a_result_recorded_in_a_savepoint_is_named_too(calls, a, b):
     a.do("release savepoint s")
     in_the_way(lambda: b.quarantine(job), a)
     a.rollback()
+
+
+def test_a_look_does_not_hold_the_batch_that_it_found(calls, a, b):
+    """Those that it finds were touched and left alone again, so it had to try their locks."""
+    _, (first, *others) = job_of(calls, 3)
+    for batch in others:
+        a.begin().extend(batch)
+        a.rollback()
+    assert not a.begin().record(first)["job_done"]
+    record = b.start(b.record, others[0])
+    assert not b.waits_or_ends(record)
+    assert not record.result(SOON)["job_done"]
+    extend = b.start(b.extend, others[1])
+    assert not b.waits_or_ends(extend)
+    a.commit()
+    assert calls.record(others[1])["job_done"]
+
+
+def test_a_finisher_of_a_stage_sees_the_cancel_that_came_while_he_waited(calls, a, b, c):
+    """He would hand over to a batch that is never claimed, and nothing is leased any more."""
+    job = calls.enqueue(items=2, stages=["one", "two"], seal=False)
+    first, second = calls.claim(job, 2)
+    calls.add(job, [1], "two")
+    calls.seal(job)
+    a.begin().record(first)
+    record = b.start(b.record, second)
+    b.waits_for(a)
+    assert c.cancel(job) == "CANCELING"
+    a.commit()
+    assert record.result(SOON)["job_status"] == "REVOKED"
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+def test_a_purge_does_not_wait_for_a_worker_who_is_back(calls, a, b):
+    calls.settable_clock()
+    calls.enqueue(items=1)
+    assert len(calls.ask("back", "default")) == 1
+    calls.pass_time("2 days")
+    a.begin().ask("back", "default")
+    purge = b.start(b.value, "select pyjobs.purge_jobs('1 hour')")
+    assert not b.waits_or_ends(purge)
+    assert purge.result(SOON) == 0
+    a.commit()
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("call", ["pause_queue", "resume_queue"])
+def test_who_changes_the_queue_is_named(calls, a, b, call, known):
+    if known:
+        calls.do("select pyjobs.resume_queue('default')")
+    a.begin().do("select pyjobs.pause_queue('default')")
+    in_the_way(lambda: b.do(f"select pyjobs.{call}('default')"), a)
+    a.rollback()
+
+
+WRITES = [
+    "select pyjobs.record_batch(%(batch)s, 1)",
+    "select pyjobs.record_batches(array[%(batch)s], array[1])",
+    "select pyjobs.record_and_claim(%(batch)s, 1, 'w')",
+    "select pyjobs.release_batch(%(batch)s, 1, 'broken')",
+    "select pyjobs.extend_lease(%(batch)s, 1)",
+    "select pyjobs.claim_next_job('w')",
+    "select pyjobs.claim_next_batch(%(job)s, 'w')",
+    "select pyjobs.claim_jobs('w')",
+    "select pyjobs.cancel_job(%(job)s)",
+    "select pyjobs.finalize_job(%(job)s)",
+    "select pyjobs.finalize_job(%(job)s, 'FAILURE')",
+    "select pyjobs.quarantine_job(%(job)s, 'why')",
+    "select pyjobs.resolve_job(%(job)s, 'RETRY', 'why')",
+    "select pyjobs.retry_job(%(job)s)",
+    "select pyjobs.reap()",
+    "select pyjobs.reap_leases()",
+    "select pyjobs.add_items(%(job)s, '[1]')",
+    "select pyjobs.seal_job(%(job)s)",
+    "select pyjobs.release_job(%(job)s)",
+]
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_levels_at_which_the_last_two_would_miss_each_other_are_refused(calls, a, level):
+    job, (batch, _) = job_of(calls, 2)
+    for query in WRITES:
+        a.do(f"begin isolation level {level}")
+        with refused("PJ007"):
+            a.conn.execute(query.encode(), {"job": job, "batch": batch["batch_id"]})
+        a.rollback()
+    assert calls.progress(job)["stages"][0]["leased"] == 2
