@@ -1604,3 +1604,29 @@ def test_levels_at_which_the_last_two_would_miss_each_other_are_refused(calls, a
             a.conn.execute(query.encode(), {"job": job, "batch": batch["batch_id"]})
         a.rollback()
     assert calls.progress(job)["stages"][0]["leased"] == 2
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_the_last_record_waits_for_a_claim_of_the_only_other_batch(calls, a, b, end):
+    """The claimer might record it in the same transaction, having looked before."""
+    job = calls.enqueue(items=2)
+    (mine,) = calls.claim(job)
+    (other,) = a.begin().claim(job)
+    record = b.start(b.record, mine)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert not record.result(SOON)["job_done"]
+    if end == "rollback":
+        (other,) = calls.claim(job)
+    assert calls.record(other)["job_done"]
+
+
+def test_the_last_record_waits_for_a_claim_that_is_recorded_with_it(calls, a, b):
+    job = calls.enqueue(items=2)
+    (mine,) = calls.claim(job)
+    (other,) = a.begin().claim(job)
+    record = b.start(b.record, mine)
+    b.waits_for(a)
+    assert not a.record(other)["job_done"]
+    a.commit()
+    assert record.result(SOON)["job_done"]
