@@ -119,6 +119,8 @@ class EmbeddedServer:
             folder is made when missing, used as it is when it holds a cluster, and never removed.
         port: TCP port on 127.0.0.1; ``None`` finds a free one.
         settings: more server settings, as in ``postgresql.conf``; see ``THROWAWAY``.
+        temp_dir: where the folder that is removed by ``stop()`` is made; ``None``: where temporary
+            files go. One in memory, as ``/dev/shm``, makes and drops databases much faster.
 
     Usable as a context manager. Not for use from several threads at once.
     """
@@ -128,8 +130,10 @@ class EmbeddedServer:
         data_dir: str | os.PathLike[str] | None = None,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
+        temp_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._wanted_port = port
+        self._wanted_temp_dir = temp_dir
         self._settings = dict(settings or {})
         self._given_data_dir = Path(data_dir).absolute() if data_dir is not None else None
         self._account = _Account.choose()
@@ -280,7 +284,9 @@ class EmbeddedServer:
     def _prepare(self) -> None:
         account = self._account
         self._bin = account.reachable_binaries(self._original_bin)
-        self._base = Path(tempfile.mkdtemp(prefix="pyjobs-pg-", dir=account.temp_dir()))
+        self._base = Path(
+            tempfile.mkdtemp(prefix="pyjobs-pg-", dir=account.temp_dir(self._wanted_temp_dir))
+        )
         account.give(self._base)
         data_dir = self.data_dir
         self._watch()
@@ -529,9 +535,11 @@ class _Account:
             return bool(info.st_mode & stat.S_IXGRP)
         return bool(info.st_mode & stat.S_IXOTH)
 
-    def temp_dir(self) -> str:
+    def temp_dir(self, first: str | os.PathLike[str] | None = None) -> str:
         """A folder for short-lived files whose path is short enough for a socket."""
-        for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108
+        for place in (first, tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108
+            if place is None:
+                continue
             path = Path(place).resolve()
             if _WINDOWS:
                 return str(path)
@@ -649,6 +657,7 @@ def server(
     data_dir: str | os.PathLike[str] | None = None,
     port: int | None = None,
     settings: Mapping[str, str] | None = None,
+    temp_dir: str | os.PathLike[str] | None = None,
 ) -> EmbeddedServer:
     """An embedded server for a ``with`` statement; arguments as for EmbeddedServer."""
-    return EmbeddedServer(data_dir, port, settings)
+    return EmbeddedServer(data_dir, port, settings, temp_dir)

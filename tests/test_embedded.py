@@ -130,10 +130,18 @@ def test_stopping_leaves_no_process_and_no_folder():
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(monkeypatch, folder):
     account = embedded._Account
-    monkeypatch.setattr(account, "temp_dir", lambda _: str(folder))
+    monkeypatch.setattr(account, "temp_dir", lambda *_: str(folder))
     folder.chmod(0o1777)
     with pytest.raises(embedded.ServerError, match="no_such_setting"):
         embedded.EmbeddedServer(settings={"no_such_setting": "1"}).start()
+    assert list(folder.iterdir()) == []
+
+
+def test_it_lives_where_it_is_told_to(folder):
+    folder.chmod(0o1777)
+    with embedded.server(settings=embedded.THROWAWAY, temp_dir=folder) as server:
+        assert server.data_dir.is_relative_to(folder)
+        assert ask(server.url()) == (1,)
     assert list(folder.iterdir()) == []
 
 
@@ -262,7 +270,7 @@ def test_a_copy_that_somebody_else_has_made_is_not_run(folder, monkeypatch):
     common.chmod(0o1777)
     path = embedded.Path
     monkeypatch.setattr(embedded, "Path", lambda *p: common if p == ("/var/tmp",) else path(*p))
-    monkeypatch.setattr(account, "temp_dir", lambda: str(common))
+    monkeypatch.setattr(account, "temp_dir", lambda *_: str(common))
     first = account.reachable_binaries(binaries)
     assert first.is_relative_to(common)
     # Anybody may write to it: what is in it now is anybody's.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -87,15 +89,25 @@ def provide(url: str | None) -> Iterator[Cluster]:
             yield cluster
         return
     with (
-        embedded.server(settings=embedded.THROWAWAY) as server,
+        embedded.server(settings=embedded.THROWAWAY, temp_dir=_memory()) as server,
         _on_server(server.url(), server.psql_path) as cluster,
     ):
         yield cluster
 
 
-def _find_psql() -> str:
-    import shutil
+def _memory() -> str | None:
+    """A folder in memory, where there is one with room: a database is some 330 files.
 
+    On a disk they took two thirds of the time of the whole run.
+    """
+    folder = "/dev/shm"
+    with contextlib.suppress(OSError):
+        if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2 << 30:
+            return folder
+    return None
+
+
+def _find_psql() -> str:
     found = shutil.which("psql")
     if found:
         return found
