@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def calls(db, connect, background, admin) -> Iterator[Session]:
+def calls(db, background, admin) -> Iterator[Session]:
     db.execute("create table public.result (batch_id bigint, worker text)")
-    session = Session(connect(), background, admin)
+    session = Session(db, background, admin)
     session.settable_clock()
     yield session
     assert_rules(db)

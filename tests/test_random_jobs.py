@@ -1,6 +1,6 @@
 """Random sessions on random jobs: all public calls, savepoints, roll backs and killed sessions.
 
-A quarter of a minute each in an everyday run. For more of it: ``PYJOBS_EXPLORE=600``, in seconds;
+Some twelve seconds each in an everyday run. For more of it: ``PYJOBS_EXPLORE=600``, in seconds;
 ``PYJOBS_SEED`` repeats the random numbers of a run, though not how its threads met.
 """
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.storm import Storm
 
-SECONDS = float(os.environ.get("PYJOBS_EXPLORE", "15"))
+SECONDS = float(os.environ.get("PYJOBS_EXPLORE", "12"))
 SEED = int(os.environ.get("PYJOBS_SEED") or random.SystemRandom().randrange(10**6))
 
 
