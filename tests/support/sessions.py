@@ -65,8 +65,13 @@ class Session(Calls):
         def found() -> str | None:
             if call.done():
                 return "ended"
-            row = self._observer.execute("select pg_blocking_pids(%s)", [self.pid]).fetchone()
-            return "waits" if row and row[0] else None
+            # Other sessions only: the server's own processes are soon out of the way.
+            row = self._observer.execute(
+                "select from pg_stat_activity a where a.pid = any (pg_blocking_pids(%s)) "
+                "and a.backend_type = 'client backend'",
+                [self.pid],
+            ).fetchone()
+            return "waits" if row is not None else None
 
         state = wait_until(found, f"session {self.pid} waits for a lock or has ended its call")
         return state == "waits"
