@@ -736,17 +736,16 @@ def test_a_result_is_refused_when_the_batch_was_leased_again_while_it_waited(cal
     assert calls.record(again)["job_done"]
 
 
-def test_an_extension_is_refused_when_the_batch_was_leased_again_while_it_waited(calls, a, b):
+@pytest.mark.parametrize("call", ["extend", "release"])
+def test_a_lease_is_gone_when_the_batch_was_leased_again_while_its_holder_waited(calls, a, b, call):
     job, (batch,) = expired(calls, 1)
     a.begin().reap()
     (again,) = a.claim(job)
-    for call in (b.extend, b.release):
-        late = b.start(call, batch)
-        if call == b.extend:
-            b.waits_for(a)
-            a.commit()
-        with refused("PJ001"):
-            late.result(SOON)
+    late = b.start(getattr(b, call), batch)
+    b.waits_for(a)
+    a.commit()
+    with refused("PJ001"):
+        late.result(SOON)
     assert calls.record(again)["job_done"]
 
 
