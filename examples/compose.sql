@@ -2,7 +2,7 @@
 -- workers' own that may do what a worker does and nothing else. Safe to run again.
 
 \ir schema.sql
-\getenv password PYJOBS_WORKER_PASSWORD
+\set password `printf %s "$PYJOBS_WORKER_PASSWORD"`
 
 select 'create role example_worker login'
 where not exists (select from pg_roles where rolname = 'example_worker')
