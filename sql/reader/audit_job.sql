@@ -71,6 +71,8 @@ begin
         select b.job_id, b.run, b.stage,
             count(*) filter (where b.state in ('pending', 'leased')) as open_batches,
             count(*) filter (where b.state = 'leased') as leased_batches,
+            count(*) filter (where b.state = 'leased'
+                or b.state = 'pending' and b.xmax not in ('0', b.xmin)) as busy_batches,
             count(*) filter (where b.state <> 'pending') as taken_batches,
             sum(n.items) as total,
             sum(case b.state when 'recorded' then n.items - n.failures else 0 end) as succeeded,
@@ -96,10 +98,11 @@ begin
             coalesce(l.succeeded, 0) as l_succeeded,
             coalesce(l.failed, 0) as l_failed,
             -- The first stage that is not done is completed by whoever closes its last batch, or
-            -- who waits for him: that one may be closing a batch of a later stage, still leased.
+            -- who waits for him: that one may be closing a batch of a later stage, still leased, or
+            -- still pending where he claimed it in the same transaction.
             row_number() over (
                 partition by s.job_id, s.run, s.done order by s.no) = 1 and not s.done
-            and sum(coalesce(l.leased_batches, 0)) over (partition by s.job_id, s.run) = 0
+            and sum(coalesce(l.busy_batches, 0)) over (partition by s.job_id, s.run) = 0
                 as is_next,
             bool_and(s.done) over (
                 partition by s.job_id, s.run order by s.no
