@@ -1645,3 +1645,24 @@ def test_items_on_their_way_do_not_come_into_a_job_that_is_final(calls, a, b, en
     getattr(a, end)()
     assert [row["action"] for row in b.reap()] == ["revoked"]
     assert calls.progress(job)["stages"][0]["total"] == (3 if end == "commit" else 1)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("by", ["release", "reap"])
+def test_a_batch_that_comes_back_is_offered_again(calls, a, b, by, end):
+    """The claim that took the last one had withdrawn the offer."""
+    calls.settable_clock()
+    calls.enqueue(items=1)
+    (batch,) = calls.ask("w", "default")
+    assert calls.ask("w", "default") == []
+    calls.pass_time("2 minutes")
+    a.begin()
+    if by == "release":
+        a.release(batch)
+    else:
+        a.reap()
+    ask = b.start(b.ask, "another", "default")
+    assert not b.waits_or_ends(ask)
+    assert ask.result(SOON) == []
+    getattr(a, end)()
+    assert len(calls.ask("w", "default")) == (end == "commit")
