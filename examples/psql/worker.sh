@@ -40,18 +40,21 @@ mark=$(printf '\037') # between columns: it is in no number and no base64
 folder=$(mktemp -d) || exit 1
 export PGAPPNAME=worker.sh PGCONNECT_TIMEOUT=10 PYJOBS_RESULTS="$folder/results"
 
-stop='' lost='' child='' heart=''
+stop='' lost='' child='' heart='' batch='' epoch=''
 trap 'stop=1; end_child' TERM INT
-trap 'lost=1; end_child' USR1 # from the heart
-trap 'end_heart; rm -rf "$folder"' EXIT
+trap 'hear' USR1 # from the heart
+trap 'rm -rf "$folder"; kill "$heart" 2>/dev/null' EXIT
 
 say() { echo "$(date '+%H:%M:%S') $name: $*" >&2; }
 end_child() { [ -z "$child" ] || kill -TERM "$child" 2>/dev/null; }
 # Wait for a child so that a signal is heard at once; its exit status is ours.
 await() {
     child=$!
-    [ -z "$stop$lost" ] || end_child
-    wait "$child"
+    if [ -z "$stop$lost" ]; then
+        wait "$child"
+    else
+        end_child
+    fi
     set -- $?
     child=''
     return "$1"
@@ -83,29 +86,31 @@ order by i.ordinality;
 SQL
 }
 
-# Extends the lease while a batch is worked. Tells the worker when it has lost the lease, or the job
-# was cancelled.
+# A process of its own that extends the lease of what the file "held" names, and signals the worker
+# when the lease is lost or the job was cancelled. It must not outlive the worker: a lease that
+# nobody works for has to run out.
 beat() {
     trap 'end_child; exit 0' TERM
-    trap - EXIT
-    folder=$folder/heart
-    # The heart must not outlive the worker: a lease that nobody works for has to run out.
-    while pause "$third" && kill -0 $$ 2>/dev/null; do
+    trap - INT USR1 EXIT
+    home=$folder folder=$folder/heart
+    while pause "$third" && is_alive; do
+        read -r batch epoch <"$home/held" 2>/dev/null || continue
         status=$(sql -v batch="$batch" -v epoch="$epoch" -v lease="$lease seconds" <<'SQL'
 select job_status from pyjobs.extend_lease(:'batch', :'epoch', :'lease');
 SQL
         )
         case $?:$status in
-            0:CANCELING | 3:*) kill -USR1 $$; exit 0 ;;
+            0:CANCELING | 3:*) echo "$batch $epoch" >"$home/lost" && kill -USR1 $$ ;;
             2:*) say "batch $batch: no connection to renew its lease, which may outlive that" ;;
         esac
     done
 }
-
-end_heart() {
-    [ -z "$heart" ] || { kill -TERM "$heart"; wait "$heart"; } 2>/dev/null
-    heart=''
-}
+# A process that its parent has not waited for still takes signals; Linux says what it is.
+is_alive() { kill -0 $$ && ! grep -q '^State:.*Z' "/proc/$$/status"; } 2>/dev/null
+# What it says may be of a batch that is done by now.
+hear() { [ "$(cat "$folder/lost")" != "$batch $epoch" ] || { lost=1; end_child; }; }
+hold() { echo "$batch $epoch" >"$folder/next" && mv "$folder/next" "$folder/held"; }
+let_go() { rm -f "$folder/held"; }
 
 # The answers and the record of the batch: one transaction, so that both are there or neither.
 record() {
@@ -138,7 +143,7 @@ SQL
 
 # Without a reason it costs the batch no attempt.
 release() {
-    sql -v batch="$batch" -v epoch="$epoch" -v reason="$1" <<'SQL'
+    sql -v batch="$batch" -v epoch="$epoch" -v reason="$1" >/dev/null <<'SQL'
 select pyjobs.release_batch(:'batch', :'epoch', nullif(:'reason', ''),
     retry_in => case :'reason' when '' then '0' else '5 seconds' end::interval);
 SQL
@@ -180,8 +185,11 @@ work() {
 }
 
 mkdir "$folder/heart" || exit 1
+beat &
+heart=$!
 say "asks for $queues"
 while [ -z "$stop" ]; do
+    lost='' reason='' batch='' epoch=''
     if ! claim >"$folder/claim"; then
         say "could not claim: $(server_said)"
         [ -z "$until_idle" ] || exit 1
@@ -194,17 +202,11 @@ while [ -z "$stop" ]; do
         continue
     fi
     IFS=$mark read -r batch epoch job index item <"$folder/claim"
-    lost='' reason=''
-    beat &
-    heart=$!
-    if ! work "$@"; then
-        end_heart
-        release "${reason:-not now}"
-        continue
-    fi
-    end_heart
-    if [ -n "$stop$lost" ]; then
-        release ''
+    hold
+    work "$@" || reason=${reason:-not now}
+    let_go
+    if [ -n "$stop$lost$reason" ]; then
+        release "$reason"
         continue
     fi
     status=$(record)
