@@ -1,0 +1,10 @@
+"""Drives real sessions through the real functions, and owns the schedule.
+
+    python -m tests.explorer run            every schedule up to a bound, then random ones
+    python -m tests.explorer replay LINE    one schedule, as a failure prints it
+    python -m tests.explorer list           the scenarios
+
+How it works: ``instrument`` makes a copy of the functions with a yield before every statement,
+``sessions`` lets one session go at a time, ``search`` chooses the schedules, ``scenarios`` says
+who does what, ``rules`` and ``model`` judge what came of it.
+"""

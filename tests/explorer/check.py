@@ -1,0 +1,150 @@
+"""Judges an outcome, and drives what is left to its end, one call after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.explorer import model, rules
+from tests.explorer.rules import CLAIMABLE, FINAL, job_of, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.explorer.run import Outcome, Runner
+    from tests.explorer.sessions import Control
+
+_ROUNDS = 40
+
+
+class Checker:
+    """Checks outcomes; a state that was driven to its end before is not driven again."""
+
+    def __init__(self, runner: Runner, *, remember: bool = True) -> None:
+        self._runner = runner
+        self._remember = remember
+        self._seen: set[tuple[str, bool, str]] = set()
+
+    @property
+    def final_states(self) -> int:
+        """How many different states schedules have ended in."""
+        return len(self._seen)
+
+    def check(self, outcome: Outcome) -> list[str]:
+        """All that is wrong; empty where nothing is."""
+        problems = list(outcome.problems)
+        if any(c.answer is None for c in outcome.calls) or problems:
+            return problems or ["a call has no answer"]
+        # From here on a cancel may have been left to the next who closes a lease.
+        excused = _left_to_others(outcome)
+        for number, state in enumerate(outcome.states):
+            problems += [
+                f"after {_commit(outcome, number)}: {text}"
+                for text in rules.broken(state, excused=excused)
+            ]
+            if number:
+                problems += [
+                    f"by {_commit(outcome, number)}: {text}"
+                    for text in rules.changed(outcome.states[number - 1], state)
+                ]
+        problems += model.judge(outcome)
+        if not problems:
+            last = outcome.states[-1]
+            key = (outcome.scenario.name, excused, rules.fingerprint(last))
+            if key not in self._seen or not self._remember:
+                self._seen.add(key)
+                problems += [
+                    f"afterwards: {p}" for p in _drive(self._runner.control, last, excused)
+                ]
+        return problems
+
+
+def _left_to_others(outcome: Outcome) -> bool:
+    """Whether an operator's wait was cut off."""
+    return any(step.kind in ("timeout", "deadlock") for step in outcome.steps)
+
+
+def _commit(outcome: Outcome, number: int) -> str:
+    if number == 0:
+        return "the set-up"
+    for call in outcome.calls:
+        if call.ended == number:
+            return f"the end of session {chr(97 + call.session)}'s {call.op.function}"
+    return f"transaction {number}"
+
+
+def _drive(control: Control, state: dict[str, Any], excused: bool) -> Iterator[str]:
+    """What is left must come to its end by records alone."""
+    control.run("update pyjobs_internal.test_clock set ahead = ahead + interval '2 days'")
+    before = state
+    for intervene in (False, True):
+        if intervene:
+            yield from _wake_up(control, before)
+        yield from _work(control)
+        after = control.state()
+        yield from rules.changed(before, after)
+        yield from rules.broken(after, excused=excused)
+        for job in rows(after, "job"):
+            if job["status"] == "CANCELING" and excused:
+                continue
+            if intervene and job["status"] not in FINAL:
+                yield f"job {job['id']} is {job['status']} when all is done"
+        before = after
+    # What a cancel that was cut off left behind is the reaper's.
+    if any(j["status"] == "CANCELING" for j in rows(before, "job")):
+        control.run("select * from pyjobs.reap()")
+        after = control.state()
+        yield from rules.changed(before, after)
+        yield from rules.broken(after, excused=False)
+        for job in rows(after, "job"):
+            if job["status"] not in FINAL:
+                yield f"job {job['id']} is {job['status']} after reap"
+    for row in control.run("select * from pyjobs.audit_job()")[0].rows:
+        yield f"audit_job: {row}"
+
+
+def _work(control: Control) -> Iterator[str]:
+    """Record what is leased, claim what there is, until there is nothing."""
+    for _ in range(_ROUNDS):
+        leased = control.run(
+            "select id, lease_epoch from pyjobs_internal.batch where state = 'leased' order by id"
+        )[0].rows
+        for batch in leased:
+            control.run(f"select pyjobs.record_batch({batch['id']}, {batch['lease_epoch']})")
+        got = control.run("select * from pyjobs.claim_next_job('last', '{q,r}', 10)")[0].rows
+        if not got and not leased:
+            break
+    state = control.state()
+    for job in rows(state, "job"):
+        if job["queue"] in {q["name"] for q in rows(state, "queue") if q["paused"]}:
+            continue
+        if left := rules.claimable_batches(state, job):
+            yield f"job {job['id']}: claim_next_job does not find batch {left[0]['id']}"
+
+
+def _wake_up(control: Control, state: dict[str, Any]) -> Iterator[str]:
+    """End the holds, pauses and quarantines that keep jobs from their end."""
+    for queue in rows(state, "queue"):
+        control.run(f"select pyjobs.resume_queue('{queue['name']}')")
+    for job in rows(state, "job"):
+        job_id = job["id"]
+        if job["status"] in FINAL or job["status"] == "CANCELING":
+            continue
+        if job["paused"]:
+            control.run(f"select pyjobs.resume_job({job_id})")
+        if job["status"] == "UNKNOWN":
+            control.run(f"select pyjobs.resolve_job({job_id}, 'RETRY', 'go on')")
+        if job["status"] == "CREATED":
+            control.run(f"select pyjobs.release_job({job_id})")
+        if not job["sealed"]:
+            control.run(f"select pyjobs.seal_job({job_id})")
+    now = control.state()
+    for job in rows(state, "job"):
+        after = job_of(now, job["id"])
+        if (
+            after
+            and job["status"] in CLAIMABLE
+            and job["sealed"]
+            and not job["paused"]
+            and job["queue"] not in {q["name"] for q in rows(state, "queue")}
+        ):
+            yield f"job {job['id']} is still {job['status']} when all is recorded"

@@ -1,0 +1,175 @@
+"""The explorer: it changes nothing but by its yields, it repeats, it finds, and pyjobs passes.
+
+Those marked ``explore`` are a bounded share of what ``make explore`` does for longer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pglast
+import pytest
+
+from pyjobs import embedded
+from tests.explorer import scenarios, search
+from tests.explorer.broken import BREAKS
+from tests.explorer.explore import Explorer
+from tests.explorer.instrument import FOLDERS, instrument, strip, unbound
+from tests.explorer.report import from_line, to_line
+from tests.explorer.rules import fingerprint
+from tests.explorer.run import Plan
+from tests.explorer.sessions import SETTINGS, Database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = {
+    f"{folder}/{path.name}": path.read_text("utf-8")
+    for folder in FOLDERS
+    for path in sorted((ROOT / "sql" / folder).glob("*.sql"))
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[embedded.EmbeddedServer]:
+    """A server of its own: no deadlock detector, no vacuum, no log."""
+    with embedded.server(settings=SETTINGS) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def explorer(server) -> Iterator[Explorer]:
+    made = Explorer(Database(server.url(), "explorer"))
+    yield made
+    made.close()
+
+
+def test_without_its_yields_the_copy_is_what_ships():
+    copy = instrument(ROOT)
+    assert copy.texts.keys() == SHIPPED.keys()
+    for name, text in copy.texts.items():
+        assert strip(text) == SHIPPED[name], name
+
+
+def test_every_statement_has_a_yield():
+    """Counted in the parse tree of the copy: each statement stands behind an ASSERT of ours."""
+    total = 0
+    for name, text in instrument(ROOT).texts.items():
+        if "language plpgsql" not in text:
+            continue
+        head = text[text.index("create or replace") : text.rindex("$$") + 2].split("\n$$;", 1)[0]
+        shipped, yields = _count(head if head.endswith("$$") else head + "\n$$")
+        assert shipped == yields > 0, name
+        total += shipped
+    assert total == len(instrument(ROOT).places) > 600
+
+
+def _count(head: str) -> tuple[int, int]:
+    text = re.sub(r"\bpyjobs(?:_internal)?\.\w+(?![\w%(])", "text", head)
+    (parsed,) = pglast.parse_plpgsql(re.sub(r"\bpyjobs(?:_internal)?\.", "public.", text) + ";")
+    counted = {"shipped": 0, "yields": 0}
+
+    def walk(node: object, top: bool = False) -> None:
+        if isinstance(node, list):
+            for each in node:
+                walk(each)
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                if key == "PLpgSQL_stmt_assert":
+                    counted["yields"] += 1
+                elif key.startswith("PLpgSQL_stmt_") and value.get("lineno"):
+                    counted["shipped"] += 1
+                walk(value)
+
+    walk(parsed["PLpgSQL_function"]["action"])
+    # The block of the function itself has no place before it.
+    return counted["shipped"] - 1, counted["yields"]
+
+
+def test_only_bounds_are_handed_over_to_the_scheduler():
+    for name, text in SHIPPED.items():
+        for old, new in zip(text.split("\n"), unbound(text).split("\n"), strict=True):
+            if old != new:
+                back = new.replace("lock_timeout = '0'", "lock_timeout = '500ms'")
+                assert back.replace(" or query_canceled", "") == old, name
+
+
+def test_a_schedule_is_a_line():
+    choices: search.Choices = [(0, 5), (2, "!"), (1, 12)]
+    assert from_line(to_line("last-two", choices)) == ("last-two", choices)
+    assert from_line("last-two:seed=7") == ("last-two", 7)
+
+
+def test_the_scenarios_have_names_of_their_own():
+    names = [s.name for s in (*scenarios.named(), *scenarios.pairs())]
+    assert len(names) == len(set(names)) > 400
+
+
+def test_a_schedule_repeats(explorer):
+    scenario = scenarios.find("seal-against-the-last-two")
+    first = explorer.play_seed(scenario, 11)
+    second, problems = explorer.play(scenario, first.choices)
+    assert not problems
+    assert [s.label for s in second.steps] == [s.label for s in first.steps]
+
+
+def test_leaving_out_equivalent_schedules_loses_no_end(explorer):
+    """The ends that are reached are those of all schedules, none left out."""
+    runner = explorer._runner
+    scenario = scenarios.find("last-two")
+    ends = []
+    for prune in (True, False):
+        tally = search.Tally()
+        outcomes = search.bounded(scenario, runner.run, 1, tally, prune=prune)
+        ends.append({fingerprint(o.states[-1]) + _said(o) for o in outcomes})
+        assert tally.diverged == 0
+    assert ends[0] == ends[1]
+
+
+def _said(outcome) -> str:
+    return str([(c.session, c.answer.rows, c.answer.sqlstate) for c in outcome.calls])
+
+
+def test_a_session_that_waits_is_known_by_its_wait(explorer):
+    """The second of the last two waits for the first, which has not committed."""
+    outcome = explorer._runner.run(scenarios.find("last-two"), Plan([(0, 3), (1, 40), (0, 40)]))
+    waits = [s for s in outcome.steps if s.waits]
+    assert [s.session for s in waits] == [1]
+    assert [s.session for s in outcome.steps if s.kind == "resume"] == [1]
+    assert [c.answer.rows[0]["job_done"] for c in outcome.calls] == ["f", "t"]
+
+
+@pytest.mark.explore
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("broken", BREAKS, ids=lambda b: b.name)
+def test_it_finds_what_was_broken_by_hand(broken, server):
+    database = Database(server.url(), "explorer_broken", changes=broken.apply(ROOT))
+    explorer = Explorer(database)
+    chosen = [scenarios.find(name) for name in broken.scenarios]
+    try:
+        found = next(explorer.systematically(chosen, broken.bound, limit=600), None)
+    finally:
+        explorer.close()
+    assert found is not None, f"{broken.name} survives {explorer.total}"
+
+
+@pytest.mark.explore
+@pytest.mark.timeout(0)
+def test_no_schedule_breaks_a_rule(explorer):
+    """First the scenarios in turn, systematically, then random scenes."""
+    seconds = float(os.environ.get("PYJOBS_EXPLORE", "120"))
+    until = time.monotonic() + seconds
+    half = time.monotonic() + seconds * 0.7
+    every = [*scenarios.named(), *scenarios.pairs()]
+    failures = list(explorer.systematically(every, 1, limit=60, until=half))
+    seed = int(os.environ.get("PYJOBS_EXPLORE_SEED", "0"))
+    failures += explorer.at_random(itertools.count(seed), until, list(scenarios.named()))
+    print(explorer.total)
+    assert not failures, "\n\n".join(f"{f.line}\n{f}" for f in failures)
+    assert explorer.total.schedules > seconds
