@@ -564,3 +564,264 @@ def test_a_job_whose_lost_batches_exceed_its_threshold_is_a_failure(timed: Calls
     assert sorted(reap(timed)) == [("failed", batch["batch_id"]) for batch in batches[2:]]
     assert timed.status(job) == "FAILURE"
     assert timed.progress(job)["stages"][0]["failed"] == 2
+
+
+# Results
+
+
+def record_and_claim(calls: Calls, batch: Row, max_batches: int = 1, **result: Any) -> list[Row]:
+    return calls.rows(
+        "select * from pyjobs.record_and_claim(%s, %s, 'w', %s, %s, %s, %s)",
+        batch["batch_id"],
+        batch["lease_epoch"],
+        json.dumps(result.get("failed", [])),
+        json.dumps(result.get("counters", {})),
+        json.dumps(result["next_items"]) if "next_items" in result else None,
+        max_batches,
+    )
+
+
+def test_a_batch_counts_once(calls: Calls) -> None:
+    job = calls.enqueue("q", items=2)
+    first, second = calls.claim(job, 2)
+    assert calls.record(first, counters={"n": 1}) == {
+        "job_id": job,
+        "job_status": "STARTED",
+        "stage_done": False,
+        "job_done": False,
+    }
+    with pytest.raises(psycopg.Error) as already:
+        calls.record(first, counters={"n": 1})
+    assert already.value.sqlstate == "PJ002"
+    assert calls.record(second) == {
+        "job_id": job,
+        "job_status": "SUCCESS",
+        "stage_done": True,
+        "job_done": True,
+    }
+    (stage,) = calls.progress(job)["stages"]
+    assert (stage["processed"], stage["counters"]) == (2, {"n": 1})
+
+
+def test_recording_and_claiming_in_one_call(calls: Calls) -> None:
+    job = calls.enqueue("q", items=4, params={"k": 1})
+    (batch,) = calls.claim(job)
+    rows = record_and_claim(calls, batch, 2, failed=[{"index": 0, "error": "dark"}])
+    assert [row["items"] for row in rows] == [[1], [2]]
+    assert list(rows[0]) == [*batch, "recorded_status"]
+    same = ("job_id", "run", "lease_epoch", "attempt", "queue", "stage", "params")
+    for row in rows:
+        assert [row[name] for name in same] == [batch[name] for name in same]
+        assert row["recorded_status"] == "STARTED"
+    assert calls.progress(job)["errors"] == [{"stage": "process", "item": 0, "error": "dark"}]
+    (last,) = record_and_claim(calls, rows[0], counters={"n": 2})
+    assert last["items"] == [3]
+    # Nothing is left to claim, but one is still out.
+    (none,) = record_and_claim(calls, rows[1])
+    assert none == dict.fromkeys(none) | {"job_id": job, "recorded_status": "STARTED"}
+    (end,) = record_and_claim(calls, last)
+    assert end == dict.fromkeys(end) | {"job_id": job, "recorded_status": "SUCCESS"}
+    (stage,) = calls.progress(job)["stages"]
+    assert (stage["processed"], stage["failed"], stage["counters"]) == (4, 1, {"n": 2})
+
+
+def test_recording_and_claiming_gives_what_was_just_emitted(calls: Calls) -> None:
+    job = calls.enqueue("q", items=2, stages=["find", "measure"])
+    (batch,) = calls.claim(job)
+    (row,) = record_and_claim(calls, batch, next_items=["x"])
+    assert (row["stage"], row["items"]) == ("measure", ["x"])
+
+
+def test_recording_and_claiming_of_a_paused_job_only_records(calls: Calls) -> None:
+    job = calls.enqueue("q", items=2)
+    (batch,) = calls.claim(job)
+    calls.do("select pyjobs.pause_job(%s)", job)
+    (row,) = record_and_claim(calls, batch)
+    assert (row["batch_id"], row["recorded_status"]) == (None, "STARTED")
+    assert calls.progress(job)["stages"][0]["processed"] == 1
+
+
+def test_recording_and_claiming_with_a_stale_lease_does_neither(timed: Calls) -> None:
+    job = timed.enqueue("q", items=2)
+    (batch,) = timed.claim(job)
+    timed.pass_time("2 minutes")
+    reap(timed)
+    with pytest.raises(psycopg.Error) as stale:
+        record_and_claim(timed, batch)
+    assert stale.value.sqlstate == "PJ001"
+    states = timed.rows("select state from pyjobs.batch where job_id = %s", job)
+    assert [row["state"] for row in states] == ["pending", "pending"]
+
+
+def test_many_batches_are_recorded_in_one_call_and_their_jobs_end(timed: Calls) -> None:
+    jobs = [timed.enqueue("q", items=2, batch_size=2) for _ in range(3)]
+    done, lost, good = (timed.claim(job)[0] for job in jobs)
+    big = timed.enqueue("q", items=2)
+    first, second = timed.claim(big, 2, lease="1 hour")
+    extend(timed, done, "1 hour")
+    extend(timed, good, "1 hour")
+    timed.pass_time("2 minutes")
+    assert reap(timed) == [("expired", lost["batch_id"])]
+    timed.record(done)
+    # In an order that is neither that of the jobs nor of the batches.
+    given = [second, lost, good, done, first]
+    assert record_many(
+        timed,
+        given,
+        failed=[[], [], [{"index": 1, "error": "dark"}], [], []],
+        counters=[{"n": 1}, {"n": 10}, {"n": 100}, {"n": 1000}, {"n": 10000}],
+    ) == [
+        (second["batch_id"], "recorded"),
+        (lost["batch_id"], "stale"),
+        (good["batch_id"], "recorded"),
+        (done["batch_id"], "already"),
+        (first["batch_id"], "recorded"),
+    ]
+    assert [timed.status(job) for job in (*jobs, big)] == [
+        "SUCCESS",
+        "STARTED",
+        "SUCCESS",
+        "SUCCESS",
+    ]
+    counters = [timed.progress(job)["stages"][0]["counters"] for job in (*jobs, big)]
+    assert counters == [{}, {}, {"n": 100}, {"n": 10001}]
+    assert timed.progress(jobs[2])["errors"] == [{"stage": "process", "item": 1, "error": "dark"}]
+    (refused,) = timed.rows("select * from pyjobs.refused")
+    shown = ("job_id", "batch_id", "lease_epoch", "stage", "run", "sqlstate", "class", "job_status")
+    assert [refused[name] for name in shown] == [
+        jobs[1],
+        lost["batch_id"],
+        lost["lease_epoch"],
+        "process",
+        1,
+        "PJ001",
+        "suspicious",
+        "STARTED",
+    ]
+    assert timed.audit() == []
+
+
+def test_an_unknown_batch_records_none_of_the_others(calls: Calls) -> None:
+    job = calls.enqueue("q")
+    (batch,) = calls.claim(job)
+    with pytest.raises(psycopg.Error) as unknown:
+        record_many(calls, [batch, {"batch_id": 10**9, "lease_epoch": 1}])
+    assert unknown.value.sqlstate == "PJ004"
+    assert calls.status(job) == "STARTED"
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        # Lost on the way, and its job goes on.
+        ("quarantine_job({job}, 'why')", ("suspicious", "UNKNOWN")),
+        ("finalize_job({job}, 'SUCCESS', 'why')", ("suspicious", "SUCCESS")),
+        # What a cancel leaves behind.
+        ("cancel_job({job}, grace => '0')", ("normal", "REVOKED")),
+    ],
+)
+def test_a_refused_result_is_normal_after_a_cancel_only(
+    calls: Calls, call: str, expected: tuple[str, str]
+) -> None:
+    job = calls.enqueue("q", items=2)
+    (batch,) = calls.claim(job)
+    calls.do(f"select pyjobs.{call.format(job=job)}")
+    assert_fenced(calls, batch)
+    # The refusal itself rolled back.
+    assert calls.rows("select * from pyjobs.refused") == []
+    calls.do(
+        "select pyjobs.report_refused(%s, %s, 'PJ001', 'from a test')",
+        batch["batch_id"],
+        batch["lease_epoch"],
+    )
+    row = calls.row("select class, job_status, detail, batch_id from pyjobs.refused")
+    assert (row["class"], row["job_status"]) == expected
+    assert (row["detail"], row["batch_id"]) == ("from a test", batch["batch_id"])
+
+
+def test_a_refused_result_of_an_earlier_run_is_normal(calls: Calls) -> None:
+    job = calls.enqueue("q", items=2)
+    (batch,) = calls.claim(job)
+    calls.do("select pyjobs.finalize_job(%s, 'FAILURE', 'why')", job)
+    calls.do("select pyjobs.retry_job(%s)", job)
+    assert_fenced(calls, batch)
+    calls.do(
+        "select pyjobs.report_refused(%s, %s, 'PJ001')", batch["batch_id"], batch["lease_epoch"]
+    )
+    row = calls.row("select class, run, job_status from pyjobs.refused")
+    assert row == {"class": "normal", "run": 1, "job_status": "RETRY"}
+
+
+# Making jobs
+
+
+def test_a_dedupe_key_gives_the_live_job_and_after_its_end_a_new_one(calls: Calls) -> None:
+    job = calls.enqueue("q", items=1, dedupe_key="night 7")
+    assert calls.enqueue("q", items=5, dedupe_key="night 7") == job
+    assert calls.progress(job)["stages"][0]["total"] == 1
+    others = {
+        calls.enqueue("q", dedupe_key="night 8"),
+        calls.enqueue("r", dedupe_key="night 7"),
+        calls.enqueue("q"),
+    }
+    assert len(others | {job}) == 4
+    (batch,) = calls.claim(job)
+    assert calls.enqueue("q", dedupe_key="night 7") == job
+    calls.do("select pyjobs.cancel_job(%s)", job)
+    assert calls.status(job) == "CANCELING"
+    assert calls.enqueue("q", dedupe_key="night 7") == job
+    calls.record(batch)
+    assert calls.status(job) == "REVOKED"
+    new = calls.enqueue("q", dedupe_key="night 7")
+    assert new not in others | {job}
+    assert calls.enqueue("q", dedupe_key="night 7") == new
+
+
+def test_many_small_jobs_are_made_in_the_order_of_their_params(calls: Calls) -> None:
+    params = [{"n": 2}, {"n": 1}, "x", None]
+    made = calls.value(
+        "select pyjobs.enqueue_jobs('q', %s, priority => 3, name => 'small', max_attempts => 1)",
+        json.dumps(params),
+    )
+    assert len(set(made)) == 4
+    calls.enqueue("q", priority=2)
+    rows = [calls.ask("w", "q")[0] for _ in range(4)]
+    served = {row["job_id"]: row for row in rows}
+    for job, given in zip(made, params, strict=True):
+        assert (served[job]["params"], served[job]["items"]) == (given, [given])
+    assert calls.record(served[made[0]])["job_status"] == "SUCCESS"
+    assert release(calls, served[made[1]], "why") == "FAILURE"
+    names = calls.rows("select distinct name from pyjobs.job where id = any (%s)", made)
+    assert names == [{"name": "small"}]
+    assert calls.value("select pyjobs.enqueue_jobs('q', '[]')") == []
+    assert calls.audit() == []
+
+
+# Workers
+
+
+def test_whoever_asks_is_noted_with_queues_and_leases(timed: Calls) -> None:
+    job = timed.enqueue("q", items=5)
+    timed.ask("one", "q", "r")
+    timed.ask("idle", "r")
+    (batch, _) = timed.claim(job, 2, worker="two")
+    query = "select worker, queues, leased_batches from pyjobs.active_workers()"
+    assert [tuple(row.values()) for row in timed.rows(query)] == [
+        ("idle", ["r"], 0),
+        ("one", ["q", "r"], 1),
+        ("two", [], 2),
+    ]
+    timed.record(batch)
+    timed.pass_time("59 minutes")
+    timed.ask("one", "q")
+    timed.pass_time("2 minutes")
+    assert [tuple(row.values()) for row in timed.rows(query)] == [("one", ["q"], 2)]
+
+
+def test_a_worker_that_only_extends_its_lease_is_active(timed: Calls) -> None:
+    job = timed.enqueue("q")
+    (batch,) = timed.claim(job, worker="long", lease="3 hours")
+    seen = timed.value("select last_seen from pyjobs.active_workers()")
+    timed.pass_time("59 minutes")
+    extend(timed, batch, "3 hours")
+    assert timed.value("select last_seen from pyjobs.active_workers()") > seen
