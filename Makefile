@@ -8,16 +8,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PYTEST_ARGS ?=
+EXPLORE_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
 
-.PHONY: help demo test test-matrix lint format generate clean
+.PHONY: help demo test explore test-matrix lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo         survey the Hubble deep field with four workers, and watch'
 	@echo 'make test         run the tests (PYTEST_ARGS="-k name" for some of them)'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
+	@echo 'make explore      look for a schedule that breaks a rule (EXPLORE_ARGS="--seconds 3600")'
 	@echo 'make lint         check style, types and SQL'
 	@echo 'make format       format the Python files'
 	@echo 'make generate     make the synchronous client from the asynchronous one'
@@ -31,6 +33,9 @@ test: $(VENV)/.test
 
 test-matrix: $(VENV)/.test
 	$(BIN)/python tools/test_matrix.py --download '$(PG_VERSIONS)' -- -n 2 $(PYTEST_ARGS)
+
+explore: $(VENV)/.test
+	$(BIN)/python -m tests.explorer run $(EXPLORE_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
