@@ -1,6 +1,6 @@
 """The explorer: it changes nothing but by its yields, it repeats, it finds, and pyjobs passes.
 
-Those marked ``explore`` are a bounded share of what ``make explore`` does for longer.
+Those marked ``schedules`` are a bounded share of what ``make explore`` does for longer.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def test_a_session_that_waits_is_known_by_its_wait(explorer):
     assert [c.answer.rows[0]["job_done"] for c in outcome.calls] == ["f", "t"]
 
 
-@pytest.mark.explore
+@pytest.mark.schedules
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda b: b.name)
 def test_it_finds_what_was_broken_by_hand(broken, server):
@@ -159,7 +159,7 @@ def test_it_finds_what_was_broken_by_hand(broken, server):
     assert found is not None, f"{broken.name} survives {explorer.total}"
 
 
-@pytest.mark.explore
+@pytest.mark.schedules
 @pytest.mark.timeout(0)
 def test_no_schedule_breaks_a_rule(explorer):
     """First the scenarios in turn, systematically, then random scenes."""

@@ -98,6 +98,9 @@ class _Call:
                 return self.name in LEASED and (
                     not self.alone or any(self._is_recorded(s) for s in self.window)
                 )
+            case "PJ005":
+                staged = "stages =>" in " ".join(self.outcome.scenario.setup)
+                return "next_items" in self.call.text and not staged
             case "PJ003":
                 illegal = _ILLEGAL.get(self.name)
                 return illegal is not None and any(illegal(j["status"]) for j in jobs)

@@ -248,10 +248,13 @@ def _last_one_out(state: State, job: Row, *, excused: bool) -> Iterator[str]:
         return
     if not any(b["state"] in OPEN for b in own):
         yield "all is closed, and nobody has ended it"
-    for stage in sorted(of_run(state, "stage", job), key=lambda s: s["no"]):
+    stages = sorted(of_run(state, "stage", job), key=lambda s: s["no"])
+    for stage in stages:
         if any(b["state"] in OPEN for b in own if b["stage"] == stage["no"]):
             break
-        if not stage["done"]:
+        # Who closes a batch of a later stage completes the earlier ones as well.
+        later = {s["no"] for s in stages if s["no"] > stage["no"] and s["open"]}
+        if not stage["done"] and not any(b["state"] in OPEN and b["stage"] in later for b in own):
             yield f"stage {stage['no']}: all is closed, and nobody has completed it"
 
 
