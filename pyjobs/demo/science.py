@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.resources
 import io
 import math
+import os
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -294,6 +295,6 @@ def draw_catalogue(
         mask = layer.resize(picture.size, Image.Resampling.BOX)
         marked.paste(Image.new("RGB", picture.size, colour), mask=mask)
     # Never half a picture under the final name.
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     marked.save(part, format="PNG", optimize=True)
     part.replace(path)
