@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import multiprocessing
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from pyjobs import embedded
 from tests.explorer import scenarios
-from tests.explorer.explore import Explorer, Total, say, spread
+from tests.explorer.explore import Explorer, work
 from tests.explorer.report import from_line, table
 from tests.explorer.sessions import SETTINGS, Database
 
@@ -42,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.verb == "replay":
             return _replay(server.url(), given.line)
         if given.workers == 1:
-            totals = [_work(server.url(), 0, given)]
+            totals = [work(server.url(), 0, given)]
         else:
             # Spawned, so that nobody inherits a server.
             with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
                 totals = pool.starmap(
-                    _work, [(server.url(), n, given) for n in range(given.workers)], chunksize=1
+                    work, [(server.url(), n, given) for n in range(given.workers)], chunksize=1
                 )
     for total in totals:
         print(total)
@@ -67,25 +65,6 @@ def _replay(url: str, line: str) -> int:
     print("\n".join(problems) or "no rule is broken")
     explorer.close()
     return 1 if problems else 0
-
-
-def _work(url: str, number: int, given: argparse.Namespace) -> Total:
-    def tell(text: str) -> None:
-        print(text, flush=True)
-
-    explorer = Explorer(Database(url, f"explorer_{number}"))
-    until = time.monotonic() + given.seconds
-    chosen = [s for s in (*scenarios.named(), *scenarios.pairs()) if given.only in s.name]
-    mine = spread(chosen, number, given.workers)
-    # First all with few preemptions, everywhere; then those with one more.
-    for bound in range(1, given.bound + 1):
-        half = time.monotonic() + (until - time.monotonic()) / 2 if bound > 1 else until
-        say(tell, explorer.systematically(mine, bound, limit=given.limit, until=half))
-    seeds = itertools.count(given.seed + number, given.workers)
-    if not given.only:
-        say(tell, explorer.at_random(seeds, until, list(scenarios.named())))
-    explorer.close()
-    return explorer.total
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ BREAKS = (
                 " where t.got;",
             ),
         ),
-        ("last-three+linger", "last-two+linger", "last-three-rolled-back+linger"),
+        ("flow-both-stages+linger", "barrier-both-stages+linger"),
     ),
     Break(
         "claim-without-the-serving-lock",

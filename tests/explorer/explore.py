@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import time
 from typing import TYPE_CHECKING
@@ -11,13 +12,14 @@ from tests.explorer import scenarios, search
 from tests.explorer.check import Checker
 from tests.explorer.report import table, to_line
 from tests.explorer.run import Plan, Runner
+from tests.explorer.sessions import Database
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator
 
     from tests.explorer.run import Outcome, Scenario
     from tests.explorer.search import Choices
-    from tests.explorer.sessions import Database
 
 # So many steps a random schedule is taken to have, when its points of change are drawn.
 _LENGTH = 60
@@ -174,3 +176,26 @@ def say(tell: Callable[[str], None], failures: Iterable[Failure]) -> int:
         count += 1
         tell(f"FAILED {failure.line} (found after {failure.after} schedules)\n{failure}\n")
     return count
+
+
+def work(url: str, number: int, given: argparse.Namespace) -> Total:
+    """What one of several processes does, on a database of its own."""
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
+    explorer = Explorer(Database(url, f"explorer_{number}"))
+    until = time.monotonic() + given.seconds
+    chosen = [s for s in (*scenarios.named(), *scenarios.pairs()) if given.only in s.name]
+    mine = spread(chosen, number, given.workers)
+    # First all with few preemptions, everywhere; then those with one more, for half of what is
+    # left; then random ones.
+    for bound in range(1, given.bound + 1):
+        share = 1 if bound == 1 else 2
+        end = time.monotonic() + (until - time.monotonic()) / share
+        say(tell, explorer.systematically(mine, bound, limit=given.limit, until=end))
+    if not given.only:
+        seeds = itertools.count(given.seed + number, given.workers)
+        say(tell, explorer.at_random(seeds, until, list(scenarios.named())))
+    explorer.close()
+    return explorer.total
