@@ -137,6 +137,16 @@ def test_a_new_priority_takes_effect_at_the_next_claim(calls: Calls) -> None:
     assert turns(calls, 2) == [first, first]
 
 
+def test_a_new_priority_holds_for_offers_that_are_made_later(calls: Calls) -> None:
+    job = calls.enqueue("q")
+    (batch,) = calls.claim(job)
+    withdraw_offer(calls)
+    calls.do("select pyjobs.set_priority(%s, 1)", job)
+    other = calls.enqueue("q")
+    release(calls, batch)
+    assert turns(calls, 2) == [job, other]
+
+
 # Fairness
 
 
@@ -333,6 +343,17 @@ def test_a_batch_given_back_for_later_is_served_when_it_is_due(timed: Calls) -> 
     assert not claimable(timed, job)
     timed.pass_time("2 minutes")
     assert claimable(timed, job)
+
+
+def test_a_batch_that_waits_or_came_back_does_not_keep_others_of_its_job(timed: Calls) -> None:
+    job = timed.enqueue("q", items=3)
+    waits, back = timed.claim(job, 2)
+    release(timed, waits, "busy", "10 minutes")
+    release(timed, back)
+    assert [timed.ask("w", "q")[0]["items"] for _ in range(2)] == [[2], [1]]
+    assert timed.ask("w", "q") == []
+    timed.pass_time("11 minutes")
+    assert [row["items"] for row in timed.ask("w", "q")] == [[0]]
 
 
 def test_a_held_job_is_served_when_it_is_released(calls: Calls) -> None:
@@ -713,7 +734,7 @@ def test_an_unknown_batch_records_none_of_the_others(calls: Calls) -> None:
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        # Lost on the way, and its job goes on.
+        # Refused although nobody cancelled its job.
         ("quarantine_job({job}, 'why')", ("suspicious", "UNKNOWN")),
         ("finalize_job({job}, 'SUCCESS', 'why')", ("suspicious", "SUCCESS")),
         # What a cancel leaves behind.
