@@ -107,7 +107,7 @@ def test_a_schedule_is_a_line():
 
 
 def test_the_scenarios_have_names_of_their_own():
-    names = [s.name for s in (*scenarios.named(), *scenarios.pairs())]
+    names = [s.name for s in scenarios.every()]
     assert len(names) == len(set(names)) > 400
 
 
@@ -166,7 +166,7 @@ def test_no_schedule_breaks_a_rule(explorer):
     seconds = float(os.environ.get("PYJOBS_EXPLORE", "120"))
     until = time.monotonic() + seconds
     half = time.monotonic() + seconds * 0.7
-    every = [*scenarios.named(), *scenarios.pairs()]
+    every = scenarios.every()
     failures = list(explorer.systematically(every, 1, limit=60, until=half))
     seed = int(os.environ.get("PYJOBS_EXPLORE_SEED", "0"))
     failures += explorer.at_random(itertools.count(seed), until, list(scenarios.named()))

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs.add_parser("list", help="name the scenarios")
     given = parser.parse_args(arguments)
     if given.verb == "list":
-        for scenario in (*scenarios.named(), *scenarios.pairs()):
+        for scenario in scenarios.every():
             print(scenario.name)
         return 0
     with embedded.server(settings=SETTINGS) as server:

@@ -47,17 +47,6 @@ BREAKS = (
         ("seal-against-the-last-two", "flow-both-stages"),
     ),
     Break(
-        "no-fresh-look-after-the-wait",
-        "internal/advance_job.sql",
-        (
-            (
-                "if pyjobs_internal.obstacle_any(advance_job.job_id, j.run, stage_no) then",
-                "if false then",
-            ),
-        ),
-        ("last-three", "flow", "flow-fused", "two-in-one-transaction"),
-    ),
-    Break(
         "try-advisory-ender",
         "internal/advance_job.sql",
         (
@@ -137,7 +126,7 @@ BREAKS = (
                 "                    return;\n",
             ),
         ),
-        ("last-two", "last-three", "last-two-one-rolled-back"),
+        ("three-of-four-touched-before",),
     ),
     Break(
         "update-without-the-guard",
@@ -150,3 +139,19 @@ BREAKS = (
         ("same-batch-twice", "cancel-now-against-the-last-two"),
     ),
 )  # fmt: skip
+
+# Not noticed, and it may be that nobody could: where all batches of a stage are in flight, the
+# stages before it are done and the job is sealed, so that no batch of that stage can come to it.
+UNNOTICED = (
+    Break(
+        "no-fresh-look-after-the-wait",
+        "internal/advance_job.sql",
+        (
+            (
+                "if pyjobs_internal.obstacle_any(advance_job.job_id, j.run, stage_no) then",
+                "if false then",
+            ),
+        ),
+        ("last-three", "flow", "flow-fused", "two-in-one-transaction"),
+    ),
+)

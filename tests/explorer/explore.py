@@ -186,7 +186,7 @@ def work(url: str, number: int, given: argparse.Namespace) -> Total:
 
     explorer = Explorer(Database(url, f"explorer_{number}"))
     until = time.monotonic() + given.seconds
-    chosen = [s for s in (*scenarios.named(), *scenarios.pairs()) if given.only in s.name]
+    chosen = [s for s in scenarios.every() if given.only in s.name]
     mine = spread(chosen, number, given.workers)
     # First all with few preemptions, everywhere; then those with one more, for half of what is
     # left; then random ones.

@@ -47,6 +47,7 @@ def judge(outcome: Outcome) -> Iterator[str]:
             yield f"session {chr(97 + call.session)}: {call.op}: {text}"
     yield from _once(outcome)
     yield from _items(outcome)
+    yield from _alone(outcome)
 
 
 class _Call:
@@ -266,3 +267,38 @@ def _items(outcome: Outcome) -> Iterator[str]:
         wanted = before + given[emitted, True]
         if after != wanted:
             yield f"{'emitted' if emitted else 'given'} items: {after}, not {wanted}"
+
+
+def _alone(outcome: Outcome) -> Iterator[str]:
+    """No hot row: who records does not wait to the end of one who recorded another batch.
+
+    Unless that one has completed a stage: then it may keep one batch to its commit.
+    """
+    if any(rows(s, "stage") != rows(outcome.states[0], "stage") for s in outcome.states):
+        return
+    steps = outcome.steps
+    for at, step in enumerate(steps):
+        if not (step.waits and step.place and step.place.function == "close_batch"):
+            continue
+        mine = _recorded_batches(outcome, step.session)
+        for later in range(at + 1, len(steps)):
+            if steps[later].session != step.session:
+                continue
+            by = steps[later - 1]
+            ends = outcome.scenario.sessions[by.session][by.op].kind == "commit"
+            others = _recorded_batches(outcome, by.session)
+            if ends and by.place is None and others and mine and not others & mine:
+                yield f"waited for the end of session {chr(97 + by.session)}, of another batch"
+            break
+
+
+def _recorded_batches(outcome: Outcome, session: int) -> set[str]:
+    """The batches that a session records; none where it does something else as well."""
+    found = set()
+    for op in outcome.scenario.sessions[session]:
+        if op.kind == "call":
+            named = re.search(r"record_batch\((\d+)", op.text)
+            if named is None:
+                return set()
+            found.add(named[1])
+    return found

@@ -377,7 +377,7 @@ class Runner:
             session.calls.append(session.call)
         elif op.kind == "commit" and self.outcome.scenario.linger and not session.failed:
             text = "select explorer.linger(); commit"
-        if not session.open:
+        if not session.open and op.kind != "unlock":
             text = f"begin; {text}"
             session.open = True
             session.failed = False

@@ -191,6 +191,14 @@ def named() -> Iterator[Scenario]:
     yield scene("last-two-one-rolled-back", two, _again(1), tx(record(2)))
     yield scene("last-two-both-rolled-back", two, _again(1), _again(2))
     yield scene("last-three", three, tx(record(1)), tx(record(2)), tx(record(3)))
+    again = "savepoint s; select pyjobs.record_batch({}, 1); rollback to s"
+    yield scene(
+        "three-of-four-touched-before",
+        (*enqueue(4), *(again.format(b) for b in (2, 3, 4))),
+        tx(record(1)),
+        tx(record(2)),
+        tx(record(3)),
+    )
     yield scene("last-three-rolled-back", three, _again(1), _again(2), tx(record(3)))
     yield scene(
         "last-two-and-a-savepoint",
@@ -481,6 +489,16 @@ def find(name: str) -> Scenario:
         if scenario.name == plain:
             return lingering(scenario) if linger else scenario
     raise KeyError(name)
+
+
+def every() -> list[Scenario]:
+    """All that are gone through systematically."""
+    first = list(named())
+    again = [lingering(s) for s in first if s.name.startswith(_LINGER)]
+    return [*first, *again, *pairs()]
+
+
+_LINGER = ("flow", "barrier", "last-t", "offer", "seal", "cancel")
 
 
 def lingering(scenario: Scenario) -> Scenario:
