@@ -66,7 +66,11 @@ class _Call:
         self.second = numbers[1] if len(numbers) > 1 else 0
         # An earlier call of the same transaction may have changed what this one sees.
         self.alone = (
-            sum(c.session == call.session and c.ended == call.ended for c in outcome.calls) == 1
+            sum(
+                (c.session, c.transaction) == (call.session, call.transaction)
+                for c in outcome.calls
+            )
+            == 1
         )
 
     def wrong(self) -> Iterator[str]:
@@ -91,6 +95,10 @@ class _Call:
         match sqlstate:
             case "40P01" | "57014":  # the scheduler breaks a deadlock by a cancel
                 return self.outcome.scenario.jobs > 1
+            case "PJ001" | "PJ003" | "PJ006" if not self.alone:
+                return True  # it sees what its own transaction has done before
+            case "PJ004":
+                return self.name in LEASED and any(self._batch(s) is None for s in self.window)
             case "PJ001":
                 return self.name in LEASED and (
                     not self.alone or any(not self._holds(s) for s in self.window)

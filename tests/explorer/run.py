@@ -85,6 +85,7 @@ class Call:
     ended: int | None = None  # the state that its transaction's end made
     kept: bool = False  # committed, and not in a savepoint that was rolled back
     step: int = 0  # index of its last step
+    transaction: int = 0  # of its session
 
 
 @dataclasses.dataclass
@@ -373,6 +374,9 @@ class Runner:
                 len(self.outcome.states) - 1,
                 step=len(self.outcome.steps) - 1,
             )
+            session.call.transaction = sum(
+                o.kind in ("commit", "rollback") for o in session.ops[: session.at]
+            )
             self.outcome.calls.append(session.call)
             session.calls.append(session.call)
         elif op.kind == "commit" and self.outcome.scenario.linger and not session.failed:
@@ -413,6 +417,10 @@ class Runner:
                 (session.failed and following.kind in ("call", "savepoint"))
                 or (following.kind == "call" and _fill(following.text, session.values) is None)
                 or (following.kind == "unlock" and not session.kept_locks)
+                or (
+                    following.kind == "back"
+                    and not any(c.op.kind == "savepoint" for c in session.calls)
+                )
             ):
                 session.at += 1
             else:
