@@ -3,7 +3,8 @@
 --   job_id    the job; not final
 --   priority  higher first
 -- Returns     the job's status, which this does not change
--- Raises      PJ004 no such job, PJ005 null, PJ006 it is final, or somebody holds its row
+-- Raises      PJ004 no such job, PJ005 null, PJ006 it is final, or somebody holds its row, PJ007
+--             isolation level
 -- Locks       the job's row, its offers; it waits at most 1 second
 -- Called by   operators
 create or replace function pyjobs.set_priority(job_id bigint, priority int)
@@ -17,6 +18,8 @@ begin
     if set_priority.priority is null then
         perform pyjobs_internal.raise_invalid('priority', 'a whole number', null);
     end if;
+    -- An old snapshot would not show the offers that were made since.
+    perform pyjobs_internal.require_read_committed();
     j := pyjobs_internal.lock_job(set_priority.job_id, until);
     perform pyjobs_internal.refuse_final(j);
     begin
