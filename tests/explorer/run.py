@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import select
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tests.explorer.sessions import Answer, Control, Link, TroubleError, settle
+from tests.explorer.sessions import STUCK, Answer, Control, Link, TroubleError, settle
 
 if TYPE_CHECKING:
     from tests.explorer.instrument import Effect, Place
@@ -562,6 +563,8 @@ class Runner:
         step = self.outcome.steps[-1]
         step.runnable, step.bounded, step.current = choice
         self.control.value(f"select pg_cancel_backend({session.link.pid})")
+        # The signal takes its time: until the session has spoken it only seems to wait still.
+        select.select([session.link.fd], [], [], STUCK)
         self._settle([session])
         self._wake()
 
