@@ -181,6 +181,8 @@ def test_the_guard_allows_what_the_rows_say_and_refuses_the_rest(calls: Calls) -
         "update pyjobs_internal.job set status = 'FAILURE', run = run + 1 where id = %s",
         "update pyjobs_internal.job set run = run + 2, status = 'RETRY', finished_at = null"
         " where id = %s",
+        "update pyjobs_internal.job set run = run + 1, status = 'RETRY', finished_at = null,"
+        " created_at = '2000-01-01' where id = %s",
         "update pyjobs_internal.job set priority = 7 where id = %s",
     ],
 )
@@ -195,9 +197,9 @@ def test_final_is_final_for_the_owner_too(calls: Calls, state: str, change: str)
 
 def test_only_a_final_job_is_deleted(calls: Calls) -> None:
     """And a job does not begin in the middle."""
-    with pytest.raises(psycopg.Error, match="only a final job") as raised:
-        calls.do("delete from pyjobs_internal.job where id = %s", _started(calls))
-    assert raised.value.sqlstate == "PJ003"
+    for state, make in MAKE.items():
+        refused = _refused(calls, "delete from pyjobs_internal.job where id = %s", make(calls))
+        assert (state, refused) == (state, None if state in FINAL else "PJ003")
     with pytest.raises(psycopg.Error, match="cannot begin") as raised:
         calls.do(
             "insert into pyjobs_internal.job (run_at, created_at, run_since, priority, batch_size,"
@@ -504,12 +506,24 @@ def test_a_job_that_nobody_works_although_workers_ask_is_revoked(calls: Calls) -
         "update pyjobs_internal.worker set queues = '{other}' where %s > 0",
         "update pyjobs_internal.batch set returned_at = pyjobs_internal.clock() where job_id = %s",
         "update pyjobs_internal.batch set leased_at = pyjobs_internal.clock() where job_id = %s",
+        "update pyjobs_internal.batch set closed_at = pyjobs_internal.clock()"
+        " where closed_at is not null and job_id = %s",
     ],
 )
 def test_a_job_is_not_stale_while_there_is_a_reason(calls: Calls, but: str) -> None:
     """Each of them alone spares it."""
     job = _stale(calls)
     calls.do(but, job)
+    assert calls.rows(REAP) == []
+    assert calls.status(job) == "STARTED"
+
+
+def test_a_job_with_a_lease_out_is_not_stale_however_long_it_takes(calls: Calls) -> None:
+    """Its worker extends it for hours, and others go away empty."""
+    job = calls.enqueue("q", 1)
+    calls.claim(job, lease="1 day")
+    calls.pass_time("2 hours")
+    assert calls.ask("idle", "q") == []
     assert calls.rows(REAP) == []
     assert calls.status(job) == "STARTED"
 

@@ -31,7 +31,8 @@ begin
     end if;
 
     if old.finished_at is not null then
-        if new.id = old.id and new.queue = old.queue and new.run = old.run + 1
+        if new.id = old.id and new.queue = old.queue and new.created_at = old.created_at
+            and new.run = old.run + 1
             and new.status = 'RETRY'
             and new.finished_at is null
         then
