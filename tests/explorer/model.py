@@ -98,7 +98,7 @@ class _Call:
             case "PJ001" | "PJ003" | "PJ006" if not self.alone:
                 return True  # it sees what its own transaction has done before
             case "PJ004":
-                return self.name in LEASED and any(self._batch(s) is None for s in self.window)
+                return any(self._batch(s) is None for s in self.window)
             case "PJ001":
                 return self.name in LEASED and (
                     not self.alone or any(not self._holds(s) for s in self.window)
