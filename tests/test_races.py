@@ -1004,6 +1004,20 @@ def test_a_retry_of_an_unsealed_job_waits_for_items_on_their_way(calls, a, b, pa
     assert calls.progress(job)["stages"][0]["total"] == 2
 
 
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_retry_waits_for_items_that_came_while_the_job_was_set_aside(calls, a, b, patient, end):
+    """The decision to end it does not wait for them; the next run must have them."""
+    job = calls.enqueue(items=1, seal=False)
+    calls.quarantine(job)
+    a.begin().add(job, [1, 2])
+    assert calls.resolve(job, "FAILURE") == "FAILURE"
+    retry = b.start(b.retry, job)
+    b.waits_for(a)
+    getattr(a, end)()
+    assert retry.result(SOON) == "RETRY"
+    assert calls.progress(job)["stages"][0]["total"] == (3 if end == "commit" else 1)
+
+
 # Claims.
 
 
