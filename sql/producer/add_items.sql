@@ -23,8 +23,7 @@ begin
     perform pyjobs_internal.require_items('items', add_items.items);
 
     perform pg_advisory_xact_lock_shared(pyjobs_internal.intake_key(add_items.job_id));
-    select job.id, job.run, job.status, job.sealed, job.batch_size, state.final,
-        state.running into j
+    select job.id, job.run, job.status, job.sealed, job.batch_size, state.final into j
     from pyjobs_internal.job job
     join pyjobs_internal.job_state state on state.status = job.status
     where job.id = add_items.job_id;
@@ -49,8 +48,9 @@ begin
             add_items.stage);
     end if;
 
+    -- Also while it is held: it may be released, and that offer withdrawn, before we commit.
     if pyjobs_internal.insert_batches(j.id, j.run, s.no, add_items.items, j.batch_size) > 0
-        and s.open and j.running then
+        and s.open then
         perform pyjobs_internal.offer_job(j.id);
     end if;
     return pyjobs_internal.status_of(j.id);
