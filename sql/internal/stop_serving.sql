@@ -8,7 +8,8 @@
 --             ends; false: past the bound
 -- Raises      nothing
 -- Locks       the job's intake lock (where unsealed) and serving lock, exclusively
--- Called by   cancel_job, finalize_job, quarantine_job, retry_job, finish_cancel, reap
+-- Called by   cancel_job, finalize_job, quarantine_job, resolve_job, retry_job, finish_cancel,
+--             revoke_stale
 create or replace function pyjobs_internal.stop_serving(job_id bigint, until timestamptz)
 returns boolean
 language plpgsql

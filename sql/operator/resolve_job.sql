@@ -4,16 +4,17 @@
 --   status  RETRY: go on with the same run; FAILURE: end it
 --   reason  why, for the history
 -- Returns     the job's status
--- Raises      PJ003 it is not UNKNOWN, PJ004 no such job, PJ005 bad argument, PJ006 its row is
---             held, PJ007 isolation level
--- Locks       the job's row; where nothing is left to do, as record_batch for the last. It waits at
---             most 1 second
+-- Raises      PJ003 it is not UNKNOWN, PJ004 no such job, PJ005 bad argument, PJ006
+--             transactions in flight are in the way, PJ007 isolation level
+-- Locks       to end it, as cancel_job; the job's row; where nothing is left to do, as record_batch
+--             for the last. It waits at most 1 second
 -- Called by   operators
 create or replace function pyjobs.resolve_job(job_id bigint, status pyjobs.job_status, reason text)
 returns pyjobs.job_status
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
 as $$
 declare
+    until constant timestamptz := clock_timestamp() + interval '500 milliseconds';
     j pyjobs_internal.job;
 begin
     if resolve_job.status is null or resolve_job.status not in ('RETRY', 'FAILURE') then
@@ -25,8 +26,12 @@ begin
     end if;
     perform pyjobs_internal.require_reason('reason', resolve_job.reason);
     perform pyjobs_internal.require_read_committed();
-    j := pyjobs_internal.lock_job(resolve_job.job_id,
-        clock_timestamp() + interval '800 milliseconds');
+    -- Items on their way in would come to a job that has ended.
+    if resolve_job.status = 'FAILURE'
+        and not pyjobs_internal.stop_serving(resolve_job.job_id, until) then
+        perform pyjobs_internal.raise_in_the_way(resolve_job.job_id, false);
+    end if;
+    j := pyjobs_internal.lock_job(resolve_job.job_id, until + interval '400 milliseconds');
     if j.status <> 'UNKNOWN' then
         perform pyjobs_internal.raise_illegal(j.id, resolve_job.status);
     end if;
