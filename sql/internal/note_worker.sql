@@ -1,6 +1,6 @@
 -- pyjobs_internal.note_worker: remember that a worker asked for work.
 --   At most one write in 5 seconds for each worker, and never a wait: where two sessions use one
---   name, one of them skips.
+--   name, or a purge is removing it, this is left out.
 --
 --   worker   its name
 --   queues   the queues that it asked for; null: as before
@@ -23,11 +23,17 @@ begin
     if found or not pg_try_advisory_xact_lock(hashtextextended(note_worker.worker, 7203454)) then
         return;
     end if;
-    insert into pyjobs_internal.worker as w (name, queues, last_seen, last_empty_at)
-    values (note_worker.worker, coalesce(note_worker.queues, '{}'), this_moment, case
-        when note_worker.empty then this_moment end)
-    on conflict (name) do update
-    set queues = coalesce(note_worker.queues, w.queues), last_seen = excluded.last_seen,
-        last_empty_at = coalesce(excluded.last_empty_at, w.last_empty_at);
+    -- No "on conflict": that would wait for a purge.
+    update pyjobs_internal.worker w
+    set queues = coalesce(note_worker.queues, w.queues), last_seen = this_moment,
+        last_empty_at = case when note_worker.empty then this_moment else w.last_empty_at end
+    where w.name = (select o.name from pyjobs_internal.worker o
+                    where o.name = note_worker.worker for update skip locked);
+    if not found then
+        insert into pyjobs_internal.worker (name, queues, last_seen, last_empty_at)
+        select note_worker.worker, coalesce(note_worker.queues, '{}'), this_moment,
+            case when note_worker.empty then this_moment end
+        where not exists (select from pyjobs_internal.worker o where o.name = note_worker.worker);
+    end if;
 end
 $$;

@@ -40,7 +40,12 @@ begin
         delete from pyjobs_internal.batch b where b.job_id = any (doomed);
         delete from pyjobs_internal.stage s where s.job_id = any (doomed);
         delete from pyjobs_internal.job_start f where f.job_id = any (doomed);
-        delete from pyjobs_internal.offer o where o.job_id = any (doomed);
+        -- A claim withdraws the offer that it has in its hand; that claim's transaction may be long.
+        delete from pyjobs_internal.offer o
+        where o.id = any (array(
+            select f.id from pyjobs_internal.offer f
+            where f.job_id = any (doomed)
+            for update skip locked));
         delete from pyjobs_internal.history h where h.job_id = any (doomed);
         delete from pyjobs_internal.refusal r where r.job_id = any (doomed);
         delete from pyjobs_internal.job j where j.id = any (doomed);
