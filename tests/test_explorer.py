@@ -145,6 +145,14 @@ def test_a_session_that_waits_is_known_by_its_wait(explorer):
     assert [c.answer.rows[0]["job_done"] for c in outcome.calls] == ["f", "t"]
 
 
+@pytest.mark.parametrize("line", ["cancel-against-the-last-two:c6.a10"])
+def test_schedules_that_once_broke_a_rule_break_none(explorer, line):
+    """Two recorders waited for each other, each by another rule, around a cancel with a grace."""
+    name, choices = from_line(line)
+    _, problems = explorer.play(scenarios.find(name), choices)
+    assert not problems
+
+
 @pytest.mark.schedules
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda b: b.name)

@@ -72,6 +72,20 @@ begin
             end;
         end if;
 
+        -- Who waits by the rule that held before a cancel may wait for us: he looks by this one
+        -- when he has waited.
+        if j.status = 'CANCELING' then
+            begin
+                again := pg_try_advisory_xact_lock_shared(
+                    pyjobs_internal.waiting_key(advance_job.job_id));
+                raise exception using errcode = 'PJ0RB';
+            exception when sqlstate 'PJ0RB' then
+                if not again then
+                    return;
+                end if;
+            end;
+        end if;
+
         again := true;
         begin
             -- 4
@@ -91,8 +105,11 @@ begin
                 if not found then
                     return;
                 end if;
-                if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
-                    true) is not null then
+                if j.status <> 'CANCELING' then
+                    perform pyjobs_internal.await_obstacle(advance_job.job_id, j.run, stage_no);
+                elsif pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, null, true)
+                    is not null
+                then
                     raise exception using errcode = 'PJ0RB';
                 end if;
                 -- 5

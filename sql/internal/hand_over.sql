@@ -7,7 +7,8 @@
 --   stage         the stage's number; null: the leased batches of all stages
 -- Returns     true: one is kept; false: there is none, and what they stood in the way of can be
 --             done now
--- Raises      55P03 past the caller's lock_timeout
+-- Raises      PJ0RB where a stage is handed over and a cancel came while it waited: the caller
+--             rolls back and looks again; 55P03 past the caller's lock_timeout
 -- Locks       one batch's row, to the end of the transaction
 -- Called by   advance_job, cancel_job
 create or replace function pyjobs_internal.hand_over(job_id bigint, run int, stage smallint)
@@ -25,8 +26,18 @@ begin
                 hand_over.stage) then
                 return false;
             end if;
-            kept := pyjobs_internal.obstacle_lock(hand_over.job_id, hand_over.run, hand_over.stage,
-                true);
+            if hand_over.stage is null then
+                kept := pyjobs_internal.obstacle_lock(hand_over.job_id, hand_over.run, null, true);
+            else
+                perform pyjobs_internal.await_obstacle(hand_over.job_id, hand_over.run,
+                    hand_over.stage);
+                -- Cancelled meanwhile: other rules hold.
+                perform from pyjobs_internal.job j
+                where j.id = hand_over.job_id and j.status = 'CANCELING';
+                if found then
+                    raise exception using errcode = 'PJ0RB';
+                end if;
+            end if;
         end if;
         if kept is not null then
             update pyjobs_internal.batch b set error = b.error where b.id = kept;
