@@ -40,7 +40,7 @@ begin
         delete from pyjobs_internal.batch b where b.job_id = any (doomed);
         delete from pyjobs_internal.stage s where s.job_id = any (doomed);
         delete from pyjobs_internal.job_start f where f.job_id = any (doomed);
-        -- A claim withdraws the offer that it has in its hand; that claim's transaction may be long.
+        -- A claim withdraws the offer that it has in its hand; its transaction may be long.
         delete from pyjobs_internal.offer o
         where o.id = any (array(
             select f.id from pyjobs_internal.offer f
