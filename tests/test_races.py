@@ -1005,17 +1005,19 @@ def test_a_retry_of_an_unsealed_job_waits_for_items_on_their_way(calls, a, b, pa
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_retry_waits_for_items_that_came_while_the_job_was_set_aside(calls, a, b, patient, end):
-    """The decision to end it does not wait for them; the next run must have them."""
+def test_ending_a_job_set_aside_waits_for_items_that_came_meanwhile(calls, a, b, patient, end):
+    """They would come to a job that is final, and change its counts."""
     job = calls.enqueue(items=1, seal=False)
     calls.quarantine(job)
     a.begin().add(job, [1, 2])
-    assert calls.resolve(job, "FAILURE") == "FAILURE"
-    retry = b.start(b.retry, job)
+    resolve = b.start(b.resolve, job, "FAILURE")
     b.waits_for(a)
     getattr(a, end)()
-    assert retry.result(SOON) == "RETRY"
-    assert calls.progress(job)["stages"][0]["total"] == (3 if end == "commit" else 1)
+    assert resolve.result(SOON) == "FAILURE"
+    total = 3 if end == "commit" else 1
+    assert calls.progress(job)["stages"][0]["total"] == total
+    assert calls.retry(job) == "RETRY"
+    assert calls.progress(job)["stages"][0]["total"] == total
 
 
 # Claims.
