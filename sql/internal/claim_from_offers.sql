@@ -31,6 +31,7 @@ declare
     visits int;
     -- Each job takes two advisory locks: a call for very many would use up the server's lock table.
     wanted int := least(claim_from_offers.max_jobs, 200);
+    vain int := 0;         -- jobs that were tried and gave nothing
     served bigint[] := '{}';
     mine boolean;          -- we hold the offer's row and move it
     passed bigint[];       -- jobs that others are serving
@@ -81,6 +82,10 @@ begin
 
                 -- A job may have more than one offer.
                 continue when offer.job_id = any (served);
+                -- A try takes advisory locks. After many in vain (thousands of jobs were paused or
+                -- cancelled, say) look before it; later claims will withdraw what is left.
+                continue when vain >= 100
+                    and coalesce(pyjobs_internal.next_due(offer.job_id) > this_moment, true);
 
                 -- Alone in its level: nobody to give way to, and nothing to write.
                 mine := chunk > 4 or not offer.alone;
@@ -106,6 +111,7 @@ begin
                         return;
                     end if;
                 else
+                    vain := vain + 1;
                     perform pyjobs_internal.settle_offer(offer.job_id);
                 end if;
             end loop;
@@ -114,7 +120,7 @@ begin
         end loop;
 
         foreach passed_job in array passed loop
-            continue when passed_job = any (served);
+            continue when passed_job = any (served) or vain >= 100;
             return query select * from pyjobs_internal.claim_from_job(
                 passed_job, claim_from_offers.worker, claim_from_offers.max_batches,
                     claim_from_offers.lease);
@@ -125,6 +131,8 @@ begin
                 if wanted = 0 then
                     return;
                 end if;
+            else
+                vain := vain + 1;
             end if;
         end loop;
     end loop;

@@ -1,7 +1,7 @@
 -- pyjobs_internal.expire_leases: take the leases that have run out from their holders.
 --   Job by job, ascending, each in a subtransaction: where the last of a job cannot be closed
 --   because somebody's transaction is in flight, that job's leases stay as they were for the next
---   reaper.
+--   reaper. 1,000 jobs at most; the next call goes on.
 --
 --   until   wait no longer than that
 -- Returns     what was done: action expired or failed (attempts used up), postponed for a job left
@@ -20,6 +20,7 @@ declare
     returned record;
     look boolean;
     done pyjobs.reaped[];
+    jobs int := 0;
 begin
     for expired_job in
         select distinct o.job_id from pyjobs_internal.batch o
@@ -49,11 +50,14 @@ begin
             if look then
                 perform pyjobs_internal.advance_job(expired_job, false, 'reap');
             end if;
+            jobs := jobs + (cardinality(done) > 0)::int;
         exception when lock_not_available or deadlock_detected then
             done := array[row('postponed', expired_job, null,
                 'a transaction in flight is in the way')::pyjobs.reaped];
         end;
         return query select * from unnest(done);
+        -- Each takes an advisory lock: very many would use up the server's lock table.
+        exit when jobs = 1000;
     end loop;
 end
 $$;

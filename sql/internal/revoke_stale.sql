@@ -1,5 +1,5 @@
 -- pyjobs_internal.revoke_stale: the last resort: end the jobs that nobody works although workers
--- ask.
+-- ask. 1,000 at most; the next call goes on.
 --
 --   stale_after  for how long
 --   until        wait no longer than that
@@ -15,12 +15,14 @@ as $$
 declare
     j record;
     action text;
+    jobs int := 0;
 begin
     for j in select s.stale_id, s.why from pyjobs_internal.stale_jobs(
         revoke_stale.stale_after) s loop
         action := 'postponed';
         begin
             if pyjobs_internal.stop_serving(j.stale_id, revoke_stale.until) then
+                jobs := jobs + 1;
                 perform pyjobs_internal.lock_job(j.stale_id, revoke_stale.until);
                 perform from pyjobs_internal.stale_jobs(revoke_stale.stale_after, j.stale_id);
                 if found and pyjobs_internal.transition_job(j.stale_id, 'REVOKED', 'reap', 'stale: '
@@ -32,6 +34,8 @@ begin
             null;
         end;
         return query select action, j.stale_id, null::bigint, j.why;
+        -- Each takes an advisory lock: very many would use up the server's lock table.
+        exit when jobs = 1000;
     end loop;
 end
 $$;

@@ -8,7 +8,7 @@
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       the offer's advisory lock, exclusively, by try; the job's offers that are free
--- Called by   claim_from_offers
+-- Called by   claim_from_offers, serve_offer, cancel_job
 create or replace function pyjobs_internal.settle_offer(job_id bigint)
 returns void
 language plpgsql

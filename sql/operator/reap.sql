@@ -2,7 +2,8 @@
 --   First the expired leases, so that a job it can unstick ends by its threshold; then the jobs
 --   being cancelled whose grace is over or that have nothing out; then, only with stale_after, the
 --   jobs that nobody works although workers ask for their queue and go away empty, and those set
---   aside and not resolved for 7 days: they become REVOKED.
+--   aside and not resolved for 7 days: they become REVOKED. It changes at most 1,000 jobs of each
+--   kind in a call; the next goes on.
 --
 --   stale_after  how long nothing must have happened; 0 to 365 days; null: leave stale jobs alone
 --   dry_run      true: say what it would do, and change nothing
