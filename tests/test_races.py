@@ -7,6 +7,44 @@ tables (tests/support/rules.py).
 
 The races that made people repair their job status stand in tests/test_background.py, where they are
 run on the unrepaired design too.
+
+Each guard in sql/ was taken out once, and a test seen to fail for it:
+
+record: no epoch or state in the update  refused_when_the_batch_was_leased_again, same_result_twice
+record: writes or locks the job's row    recording_one_of_many_writes_and_locks_its_own_row_only
+record: no look, or by one rule only     one_of_the_last_two, one_of_the_last_three[cancelling]
+look: any open batch counts as quiet     one_of_the_last_two_ends_the_job
+look: keeps the lock on what it found    a_look_does_not_hold_the_batch_that_it_found
+look: does not wait for those in flight  one_of_the_last_two_ends_the_job
+ender: none, or waited for               one_of_the_last_three_of_two_stages
+ender: one for both rules                ended_though_a_stage_was_completed_before_it
+ender: taken by finalize_job(null)       finalize_without_a_status_does_not_send_a_finisher_home
+end: the job is not read again           a_cancel_comes_between_the_finishers_look_and_his_end
+end: a cancel always counts as settled   while_a_claim_is_in_flight, items_on_their_way_do_not_come
+hand-over: none, or keeps nothing        one_of_the_last_three_of_two_stages, last_record_waits_for_a_seal
+hand-over: not in cancel                 a_lease_that_ends_during_a_cancel_waits_for_it
+hand-over: past a cancel                 a_finisher_of_a_stage_sees_the_cancel
+claim or stop: no serving lock           a_cancel_waits_for_a_claim_and_frees_what_it_took
+claim: status read before the lock       a_claim_reads_the_status_after_it_has_its_lock
+claim: waits for batches                 claims_at_once_take_different_batches
+claim: writes STARTED to the job         a_first_claim_in_a_long_transaction_does_not_hold_the_job
+seal, add or stop: no intake lock        a_seal_waits_for_items, a_retry_waits_for_items
+fence: none, or only what is free        cancel_behind_the_last_batch_revokes, acts_on_the_run
+operators: act on the run seen first     an_operator_acts_on_the_run_that_he_stops
+return: no epoch, no look, no offer      a_lease_is_gone_when, a_lease_that_ends_during, comes_back
+expire: waits, no look, keeps its catch  reaper_passes_over, fails_the_last_batch, gives_up_waiting
+reap: a dry run that is none             who_relied_on_a_dry_run_is_not_stranded
+record_batches: in the order given       record_batches_in_opposite_orders_do_not_deadlock
+enqueue: the key is looked up once       two_jobs_with_one_key_at_once_are_one_job
+offers: withdrawn or made without lock   work_that_comes_while_a_claim_goes_away_empty_is_found
+lock_job, stop_serving: no bound         who_holds_the_job_is_named_by_every_operators_call
+levels: not refused                      levels_at_which_the_last_two_would_miss_each_other
+
+Three were taken out and nothing failed, as something else does the same: the plain read of the
+epoch before the update (the update passes over a row of another epoch without waiting), the new
+epoch of a fenced batch (it is pending, and the next claim gives it a new one), and the fresh look
+for any obstacle after the wait (nothing comes into a stage whose predecessors are done, and nothing
+is claimed of a job that is being cancelled).
 """
 
 from __future__ import annotations
