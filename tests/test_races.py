@@ -21,7 +21,7 @@ ender: one for both rules                ended_though_a_stage_was_completed_befo
 ender: taken by finalize_job(null)       finalize_without_a_status_does_not_send_a_finisher_home
 end: the job is not read again           a_cancel_comes_between_the_finishers_look_and_his_end
 end: a cancel always counts as settled   while_a_claim_is_in_flight, items_on_their_way_do_not_come
-hand-over: none, or keeps nothing        one_of_the_last_three_of_two_stages, last_record_waits_for_a_seal
+hand-over: none, or keeps nothing        one_of_the_last_three_of_two, last_record_waits_for_a_seal
 hand-over: not in cancel                 a_lease_that_ends_during_a_cancel_waits_for_it
 hand-over: past a cancel                 a_finisher_of_a_stage_sees_the_cancel
 claim or stop: no serving lock           a_cancel_waits_for_a_claim_and_frees_what_it_took
