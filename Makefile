@@ -12,13 +12,14 @@ EXPLORE_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
 
-.PHONY: help demo test prove explore test-matrix lint format generate clean
+.PHONY: help demo test prove beyond explore test-matrix lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo         survey the Hubble deep field with four workers, and watch'
 	@echo 'make test         run the tests (PYTEST_ARGS="-k name" for some of them)'
 	@echo 'make prove        try to refute it: a bounded share of each of the long tests'
+	@echo 'make beyond       proxies, standbys, full disks, time-outs, sessions ended'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
 	@echo 'make explore      look for a schedule that breaks a rule (EXPLORE_ARGS="--seconds 3600")'
 	@echo 'make lint         check style, types and SQL'
@@ -33,7 +34,11 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # What takes too long for every day; each part has a longer form of its own.
-prove:
+prove: beyond
+
+# Behind a pooler, on a standby, at the server's limits.
+beyond: $(VENV)/.test
+	$(BIN)/python -m pytest -m beyond tests/beyond -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test-matrix: $(VENV)/.test
 	$(BIN)/python tools/test_matrix.py --download '$(PG_VERSIONS)' -- -n 2 $(PYTEST_ARGS)
