@@ -249,6 +249,7 @@ def test_a_job_that_is_under_way_is_checked(calls, corrupt):
 
 
 def test_rows_of_no_job_are_found(calls, corrupt):
+    calls.mark_every_claim()
     job = calls.enqueue(items=6, hold=True)
     calls.do("select pyjobs.release_job(%s)", job)
     calls.claim(job)
@@ -259,6 +260,7 @@ def test_rows_of_no_job_are_found(calls, corrupt):
         "batch": "batches of no job",
         "stage": "stages of no job",
         "job_start": "first claims of no job",
+        "claim_mark": "marks of no job",
         "history": "history of no job",
         "offer": "offers of no job",
     }

@@ -11,7 +11,7 @@
 -- Returns     the leased batches, in order of service; none where the job is not claimable, paused,
 --             not due, or has nothing
 -- Raises      nothing
--- Locks       the serving lock, shared, by try; the batches' rows
+-- Locks       the serving lock, shared, by try; the batches' rows; now and then as move_mark
 -- Called by   claim_from_offers, claim_next_batch, record_and_claim
 create or replace function pyjobs_internal.claim_from_job(job_id bigint, worker text,
     max_batches int, lease interval)
@@ -22,7 +22,7 @@ declare
     j record;
     s record;
     wanted int := claim_from_job.max_batches;
-    taken int;
+    ids bigint[];
     this_moment timestamptz := pyjobs_internal.clock();
 begin
     if not pg_try_advisory_xact_lock_shared(pyjobs_internal.serving_key(claim_from_job.job_id)) then
@@ -46,28 +46,45 @@ begin
             and not stage.done
         order by stage.no desc
     loop
+        -- First those that wait for nothing but their turn, from the mark on; then those that had
+        -- to wait for another try.
+        ids := array(
+            select p.id from pyjobs_internal.batch p
+            where p.job_id = claim_from_job.job_id and p.run = j.run and p.stage = s.no
+                and p.state = 'pending' and p.due_at = '-infinity'
+                and p.pos >= pyjobs_internal.low_water(claim_from_job.job_id, j.run, s.no)
+            order by p.job_id, p.run, p.stage, p.due_at, p.pos
+            limit wanted
+            for update skip locked);
+        if cardinality(ids) < wanted then
+            ids := ids || array(
+                select p.id from pyjobs_internal.batch p
+                where p.job_id = claim_from_job.job_id and p.run = j.run and p.stage = s.no
+                    and p.state = 'pending' and p.due_at > '-infinity' and p.due_at <= this_moment
+                order by p.job_id, p.run, p.stage, p.due_at, p.pos
+                limit wanted - cardinality(ids)
+                for update skip locked);
+        end if;
+        continue when cardinality(ids) = 0;
+        -- By their ids alone: with the state, a plan from when the table was small walks the index
+        -- of all that is pending.
         return query
         with taken as (
             update pyjobs_internal.batch b
             set state = 'leased', lease_epoch = b.lease_epoch + 1, attempt = b.attempt + 1,
                 worker = claim_from_job.worker,
                 leased_at = this_moment, lease_expires_at = this_moment + claim_from_job.lease
-            where b.state = 'pending' and b.id = any (array(
-                select p.id from pyjobs_internal.batch p
-                where p.job_id = claim_from_job.job_id and p.run = j.run and p.stage = s.no
-                    and p.state = 'pending'
-                    and p.due_at <= this_moment
-                order by p.job_id, p.run, p.stage, p.due_at, p.pos
-                limit wanted
-                for update skip locked))
+            where b.id = any (ids)
             returning b.id, b.lease_epoch, b.attempt, b.items, b.lease_expires_at, b.pos)
         select claim_from_job.job_id, j.run, t.id, t.lease_epoch, t.attempt, j.queue, s.key,
             j.params,
                coalesce(t.items, jsonb_build_array(j.params)), t.lease_expires_at
         from taken t
         order by t.pos;
-        get diagnostics taken = row_count;
-        wanted := wanted - taken;
+        if pyjobs_internal.mark_due(ids[1], cardinality(ids)) then
+            perform pyjobs_internal.move_mark(claim_from_job.job_id, j.run, s.no);
+        end if;
+        wanted := wanted - cardinality(ids);
         exit when wanted = 0;
     end loop;
 

@@ -9,7 +9,8 @@
 -- Returns     outcome: recorded, already (recorded under this very lease), stale (another epoch, or
 --             fenced), unknown (no such batch), final; with the rest only where recorded
 -- Raises      PJ005
--- Locks       the batch's row; then as advance_job
+-- Locks       the batch's row; the next stage's arrival lock, shared, where it emits; then as
+--             advance_job
 -- Called by   record_batch, record_and_claim, record_batches
 create or replace function pyjobs_internal.close_batch(
     batch_id bigint, lease_epoch bigint, failed jsonb, counters jsonb, next_items jsonb,
@@ -82,6 +83,8 @@ begin
     end if;
 
     if close_batch.next_items is not null then
+        perform pg_advisory_xact_lock_shared(pyjobs_internal.arrival_key(b.job_id,
+            next_stage.no));
         made := pyjobs_internal.insert_batches(b.job_id, b.run, next_stage.no,
             close_batch.next_items, next_stage.batch_size, true);
         if made > 0 and next_stage.open then

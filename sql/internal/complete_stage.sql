@@ -5,7 +5,7 @@
 --   stage         the stage's number: sealed, all before it done, none of its batches open
 -- Returns     the next stage's number; null where this was the last
 -- Raises      nothing
--- Locks       the stage's row and the next one's
+-- Locks       the stage's row and the next one's; the stage's marks
 -- Called by   advance_job
 create or replace function pyjobs_internal.complete_stage(job_id bigint, run int, stage smallint)
 returns smallint
@@ -22,6 +22,10 @@ begin
         complete_stage.stage) c
     where s.job_id = complete_stage.job_id and s.run = complete_stage.run
         and s.no = complete_stage.stage;
+
+    delete from pyjobs_internal.claim_mark m
+    where m.job_id = complete_stage.job_id and m.run = complete_stage.run
+        and m.stage = complete_stage.stage;
 
     select s.no, not s.open into next_stage, opened
     from pyjobs_internal.stage s

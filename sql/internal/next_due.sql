@@ -30,9 +30,18 @@ begin
         select b.due_at into due
         from pyjobs_internal.batch b
         where b.job_id = next_due.job_id and b.run = j.run and b.stage = s.no
-            and b.state = 'pending'
+            and b.state = 'pending' and b.due_at = '-infinity'
+            and b.pos >= pyjobs_internal.low_water(next_due.job_id, j.run, s.no)
         order by b.job_id, b.run, b.stage, b.due_at, b.pos
         limit 1;
+        if not found then
+            select b.due_at into due
+            from pyjobs_internal.batch b
+            where b.job_id = next_due.job_id and b.run = j.run and b.stage = s.no
+                and b.state = 'pending' and b.due_at > '-infinity'
+            order by b.job_id, b.run, b.stage, b.due_at, b.pos
+            limit 1;
+        end if;
         earliest := least(earliest, due);
     end loop;
     return greatest(earliest, case when earliest is not null then j.run_at end);

@@ -9,7 +9,7 @@
 -- Returns     outcome: pending, failed, or null where the lease no longer holds; job_id; look:
 --             whether the caller must look whether that was the last obstacle (advance_job)
 -- Raises      nothing
--- Locks       the batch's row
+-- Locks       its stage's arrival lock, shared; the batch's row
 -- Called by   release_batch, expire_leases
 create or replace function pyjobs_internal.return_batch(
     batch_id bigint, lease_epoch bigint, error text, retry_in interval,
@@ -21,12 +21,19 @@ declare
         then pyjobs_internal.clock() + return_batch.retry_in
                        else '-infinity' end;
     spent boolean;
+    stage smallint;
 begin
-    select return_batch.error is not null and b.attempt >= j.max_attempts into spent
+    select return_batch.error is not null and b.attempt >= j.max_attempts, b.stage, b.job_id
+    into spent, stage, job_id
     from pyjobs_internal.batch b
     join pyjobs_internal.job j on j.id = b.job_id
     where b.id = return_batch.batch_id;
+    if not found then
+        return;
+    end if;
 
+    -- Before its new position is drawn.
+    perform pg_advisory_xact_lock_shared(pyjobs_internal.arrival_key(job_id, stage));
     update pyjobs_internal.batch b
     set state = case when spent then 'failed' else 'pending' end::pyjobs.batch_state,
         closed_at = case when spent then pyjobs_internal.clock() end,
@@ -37,8 +44,9 @@ begin
             pos = nextval('pyjobs_internal.batch_id')
     where b.id = return_batch.batch_id and b.lease_epoch = return_batch.lease_epoch
         and b.state = 'leased'
-    returning b.state, b.job_id into outcome, job_id;
+    returning b.state into outcome;
     if not found then
+        job_id := null;
         return;
     end if;
     if outcome = 'pending' then

@@ -38,6 +38,7 @@ begin
         exit when cardinality(doomed) = 0;
 
         delete from pyjobs_internal.batch b where b.job_id = any (doomed);
+        delete from pyjobs_internal.claim_mark m where m.job_id = any (doomed);
         delete from pyjobs_internal.stage s where s.job_id = any (doomed);
         delete from pyjobs_internal.job_start f where f.job_id = any (doomed);
         -- A claim withdraws the offer that it has in its hand; its transaction may be long.

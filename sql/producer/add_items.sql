@@ -6,7 +6,8 @@
 -- Returns     the job's status
 -- Raises      PJ004 no such job, PJ005 bad argument, PJ006 sealed, cancelling or final, PJ007
 --             isolation level
--- Locks       the job's intake lock, shared, to the end of the transaction: seal_job waits for it
+-- Locks       the job's intake lock, shared, to the end of the transaction: seal_job waits for it;
+--             the stage's arrival lock, shared
 -- Called by   producers
 create or replace function pyjobs.add_items(job_id bigint, items jsonb, stage text default null)
 returns pyjobs.job_status
@@ -48,6 +49,7 @@ begin
             add_items.stage);
     end if;
 
+    perform pg_advisory_xact_lock_shared(pyjobs_internal.arrival_key(j.id, s.no));
     -- Also while it is held: it may be released, and that offer withdrawn, before we commit.
     if pyjobs_internal.insert_batches(j.id, j.run, s.no, add_items.items, j.batch_size) > 0
         and s.open then

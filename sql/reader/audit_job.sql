@@ -340,12 +340,26 @@ begin
         where o.job_id = found.id
             and o.due_at <= greatest(found.due_at, pyjobs_internal.clock()));
 
+    -- Work that no claim would find: claims look from the mark on.
+    return query
+    select b.job_id, s.key, format('position of batch %s', b.id), b.pos::text,
+        format('at least %s, the low-water mark', m.pos)
+    from pyjobs_internal.batch b
+    join pyjobs_internal.stage s on s.job_id = b.job_id and s.run = b.run and s.no = b.stage
+    cross join lateral (
+        select max(c.pos) as pos from pyjobs_internal.claim_mark c
+        where c.job_id = b.job_id and c.run = b.run and c.stage = b.stage) m
+    where (audit_job.job_id is null or b.job_id = audit_job.job_id)
+        and b.state = 'pending' and b.due_at = '-infinity' and b.pos < m.pos;
+
     -- What is left of a job that is not there.
     if audit_job.job_id is null then
         return query
         select lost.job_id, null::text, lost.what, count(*)::text, '0'
         from (
             select b.job_id, 'batches of no job' as what from pyjobs_internal.batch b
+            union all
+            select m.job_id, 'marks of no job' from pyjobs_internal.claim_mark m
             union all
             select s.job_id, 'stages of no job' from pyjobs_internal.stage s
             union all

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from tests.explorer.sessions import Database
 
 _VACUUM_EVERY = 250
-_TABLES = "batch, stage, job_start, offer, history, refusal, worker, queue, job, test_clock"
+_TABLES = (
+    "batch, claim_mark, stage, job_start, offer, history, refusal, worker, queue, job, test_clock"
+)
 
 
 @dataclasses.dataclass(frozen=True)

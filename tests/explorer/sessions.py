@@ -73,6 +73,7 @@ create function explorer.forget() returns void language plpgsql
     set session_replication_role = replica as $$
 begin
     delete from pyjobs_internal.batch;
+    delete from pyjobs_internal.claim_mark;
     delete from pyjobs_internal.stage;
     delete from pyjobs_internal.job_start;
     delete from pyjobs_internal.offer;
@@ -130,14 +131,18 @@ class Database:
         migrate.migrate(self.url)
         self.code: Instrumented = instrument(root, changes)
         self.every_statement = every_statement
-        clock = (root / "sql" / "testing" / "settable_clock.sql").read_text("utf-8")
+        for_tests = [
+            (root / "sql" / "testing" / name).read_text("utf-8")
+            for name in ("settable_clock.sql", "mark_every_claim.sql")
+        ]
         passed = "explorer.at(place)" if every_statement else "true"
         with psycopg.connect(self.url, autocommit=True) as conn:
             conn.execute(_SUPPORT.replace("{passed}", passed).encode())
             for text in self.code.texts.values():
                 conn.execute(unbound(text).encode())
             conn.execute(_BOUND.encode())
-            conn.execute(clock.encode())
+            for text in for_tests:
+                conn.execute(text.encode())
 
     def is_point(self, place: int) -> bool:
         """Whether sessions stop at this place."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_SETTABLE_CLOCK = Path(__file__).parents[2] / "sql" / "testing" / "settable_clock.sql"
+_FOR_TESTS = Path(__file__).parents[2] / "sql" / "testing"
 
 
 class Calls:
@@ -119,7 +119,11 @@ class Calls:
 
     def settable_clock(self) -> None:
         """From here on the clock can be put ahead."""
-        self.conn.execute(_SETTABLE_CLOCK.read_bytes())
+        self.conn.execute((_FOR_TESTS / "settable_clock.sql").read_bytes())
+
+    def mark_every_claim(self) -> None:
+        """From here on every claim moves the low-water mark."""
+        self.conn.execute((_FOR_TESTS / "mark_every_claim.sql").read_bytes())
 
     def pass_time(self, interval: str) -> None:
         """Put the clock ahead; it must be settable."""

@@ -58,6 +58,7 @@ class Storm:
         with self._connect() as conn:
             calls = Calls(conn)
             calls.settable_clock()
+            calls.mark_every_claim()
             calls.do("create table public.result (batch_id bigint, lease_epoch bigint)")
         for n in range(workers):
             self._run(f"worker {n}", _Worker(self, f"w{n}").turn)

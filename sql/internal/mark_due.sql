@@ -1,0 +1,13 @@
+-- pyjobs_internal.mark_due: is it time to move the low-water mark?
+--   For about one batch in 512, told by its id: no counter is kept, and a small job is spared.
+--
+--   first    the id of the first batch that was claimed
+--   batches  how many were claimed
+-- Returns     whether it is
+-- Raises      nothing
+-- Locks       nothing
+-- Called by   claim_from_job
+create or replace function pyjobs_internal.mark_due(first bigint, batches int)
+returns boolean
+language sql immutable parallel safe
+as $$ select (hashint8(mark_due.first) & 511) < mark_due.batches $$;
