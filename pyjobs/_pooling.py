@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from pyjobs.errors import is_connection_lost, is_rolled_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from psycopg import ConnectionInfo
 
 # A server that vanished without a word is noticed within a minute or so, not after two hours.
 _DEFAULTS: dict[str, Any] = {
@@ -28,6 +31,30 @@ _DEFAULTS: dict[str, Any] = {
 def with_defaults(conninfo: str) -> str:
     """Add pyjobs' own defaults to a conninfo; what it says itself stays."""
     return make_conninfo(conninfo, **{**_DEFAULTS, **conninfo_to_dict(conninfo)})
+
+
+# Where a server is: what psycopg narrows down to one address for each attempt to connect.
+_PLACE = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT"}
+
+
+def to_connect_again(info: ConnectionInfo, conninfo: object, kwargs: object) -> str:
+    """A conninfo for more connections like this one, made by a pool of that conninfo and kwargs.
+
+    With every host that the pool may go to, not the one address that this connection happens to
+    have: after a failover it is another. (A conninfo that is computed is taken as it came out.)
+    """
+    parameters = dict(info.get_parameters())
+    if isinstance(conninfo, str) and (kwargs is None or isinstance(kwargs, dict)):
+        asked = {**conninfo_to_dict(conninfo), **(kwargs or {})}
+        for name, variable in _PLACE.items():
+            value = asked.get(name) or os.environ.get(variable)
+            if value:
+                parameters[name] = str(value)
+            elif name == "hostaddr":
+                # psycopg's own looking up of the name
+                parameters.pop(name, None)
+    # The password is not among the parameters, wherever it came from.
+    return make_conninfo(**parameters, password=info.password or None)
 
 
 def has_word(fileno: int) -> bool:

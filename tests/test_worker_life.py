@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import pyjobs
 from pyjobs import JobStatus, embedded, migrate
 from tests.support import wait_until
 from tests.support.life import WorkerProcess
+from tests.support.proxy import Proxy
 from tests.support.twins import AsyncTwin, SyncTwin
 
 
@@ -35,12 +37,12 @@ def client(dsn, db):
 
 @pytest.fixture
 def start(kind, dsn, tmp_path):
-    """``start(**options)``: such a process, killed at the end of the test."""
+    """``start(to, **options)``: such a process, killed at the end of the test."""
     started = []
 
-    def start_one(**options):
+    def start_one(to=dsn, **options):
         options = {"name": "w1", "queues": ["q"], **options}
-        process = WorkerProcess(kind, dsn, tmp_path / f"log{len(started)}", **options)
+        process = WorkerProcess(kind, to, tmp_path / f"log{len(started)}", **options)
         started.append(process)
         return process
 
@@ -208,6 +210,30 @@ def test_a_drain_is_bounded(start, client, db, results, way):
         ("pending", 0)
     ]
     assert results() == []
+
+
+def test_of_several_hosts_leases_are_kept_by_whichever_is_there(start, client, db, dsn, results):
+    """After a failover the first is gone, and with it the address that the worker began with."""
+    job = client.enqueue_job("q", ["wait"])
+    with Proxy(dsn) as first, Proxy(dsn) as second:
+        places = [conninfo_to_dict(proxy.dsn) for proxy in (first, second)]
+        both = {name: f"{places[0][name]},{places[1][name]}" for name in ("host", "port")}
+        worker = start(make_conninfo("", **{**places[0], **both}), lease=3)
+        worker.hear()
+        first.down()
+        begun = expiry(db)
+        wait_until(
+            lambda: expiry(db) > begun + timedelta(seconds=4),
+            "the lease is kept for longer than it lasts",
+            60,
+        )
+        # Its transaction was lost with the first: again, under the same lease.
+        worker.go_on()
+        worker.hear()
+        worker.go_on()
+        wait_until(lambda: client.job(job).status.final, "the batch is recorded", 40)
+        assert second.queries()
+    assert results() == [("wait", 1)]
 
 
 @pytest.mark.parametrize("way", ["restart", "kill"])

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.conninfo import make_conninfo
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from pyjobs import _aio
@@ -19,7 +18,7 @@ from pyjobs._async.lazy import AsyncLazyConnection
 from pyjobs._batch import Batch, plain_text
 from pyjobs._keeper import LeaseKeeper
 from pyjobs._log import get_logger
-from pyjobs._pooling import seconds
+from pyjobs._pooling import seconds, to_connect_again
 from pyjobs.errors import (
     AlreadyRecorded,
     Error,
@@ -219,9 +218,8 @@ class AsyncWorker:
         """Make room in the client's pool, and find out how its connections are made."""
         await self._client.reserve(2 * self._concurrency + 2)
         async with self._client.connection() as conn:
-            info = conn.info
-            # The password is not among the parameters, wherever it came from.
-            return make_conninfo(**info.get_parameters(), password=info.password or None)
+            pool = self._client.pool
+            return to_connect_again(conn.info, pool.conninfo, pool.kwargs)
 
     async def _persist(self, call: Callable[..., _aio.Result[T]], *args: Any) -> T | None:
         """Call it until it succeeds: the server may be away for a while. None when stopped."""

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import Connection
-from psycopg.conninfo import make_conninfo
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from pyjobs import _threads
 from pyjobs._batch import Batch, plain_text
 from pyjobs._keeper import LeaseKeeper
 from pyjobs._log import get_logger
-from pyjobs._pooling import seconds
+from pyjobs._pooling import seconds, to_connect_again
 from pyjobs._sync.lazy import LazyConnection
 from pyjobs.errors import (
     AlreadyRecorded,
@@ -220,9 +219,8 @@ class Worker:
         """Make room in the client's pool, and find out how its connections are made."""
         self._client.reserve(2 * self._concurrency + 2)
         with self._client.connection() as conn:
-            info = conn.info
-            # The password is not among the parameters, wherever it came from.
-            return make_conninfo(**info.get_parameters(), password=info.password or None)
+            pool = self._client.pool
+            return to_connect_again(conn.info, pool.conninfo, pool.kwargs)
 
     def _persist(self, call: Callable[..., _threads.Result[T]], *args: Any) -> T | None:
         """Call it until it succeeds: the server may be away for a while. None when stopped."""
