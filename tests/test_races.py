@@ -19,6 +19,8 @@ look: does not wait for those in flight  one_of_the_last_two_ends_the_job
 ender: none, or waited for               one_of_the_last_three_of_two_stages
 ender: one for both rules                ended_though_a_stage_was_completed_before_it
 ender: taken by finalize_job(null)       finalize_without_a_status_does_not_send_a_finisher_home
+ender: waits for who waits for him       around_a_cancel, leaves_the_job_to_who_waits, does_not_wait
+end: no fresh look after the wait        one_of_the_last_two_ends_the_job
 end: the job is not read again           a_cancel_comes_between_the_finishers_look_and_his_end
 end: a cancel always counts as settled   while_a_claim_is_in_flight, items_on_their_way_do_not_come
 hand-over: none, or keeps nothing        one_of_the_last_three_of_two, last_record_waits_for_a_seal
@@ -28,7 +30,7 @@ claim or stop: no serving lock           a_cancel_waits_for_a_claim_and_frees_wh
 claim: status read before the lock       a_claim_reads_the_status_after_it_has_its_lock
 claim: waits for batches                 claims_at_once_take_different_batches
 claim: writes STARTED to the job         a_first_claim_in_a_long_transaction_does_not_hold_the_job
-seal, add or stop: no intake lock        a_seal_waits_for_items, a_retry_waits_for_items
+seal, add, stop, resolve: no intake lock a_seal_waits_for_items, ending_a_job_set_aside_waits
 fence: none, or only what is free        cancel_behind_the_last_batch_revokes, acts_on_the_run
 operators: act on the run seen first     an_operator_acts_on_the_run_that_he_stops
 return: no epoch, no look, no offer      a_lease_is_gone_when, a_lease_that_ends_during, comes_back
@@ -42,9 +44,8 @@ levels: not refused                      levels_at_which_the_last_two_would_miss
 
 Three were taken out and nothing failed, as something else does the same: the plain read of the
 epoch before the update (the update passes over a row of another epoch without waiting), the new
-epoch of a fenced batch (it is pending, and the next claim gives it a new one), and the fresh look
-for any obstacle after the wait (nothing comes into a stage whose predecessors are done, and nothing
-is claimed of a job that is being cancelled).
+epoch of a fenced batch (it is pending, and the next claim gives it a new one), and the intake lock
+in retry_job (whoever ends an unsealed job has taken it).
 """
 
 from __future__ import annotations
@@ -1720,3 +1721,73 @@ def test_a_batch_that_comes_back_is_offered_again(calls, a, b, by, end):
     assert ask.result(SOON) == []
     getattr(a, end)()
     assert len(calls.ask("w", "default")) == (end == "commit")
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_the_last_two_do_not_wait_for_each_other_around_a_cancel(calls, a, b, c, end):
+    """One became the ender by the old rule and waits; the other looks by the cancel's."""
+    job, (first, second) = job_of(calls, 2)
+    c.begin().cancel(job)  # keeps the first
+    one = b.start(b.record, first)
+    b.waits_for(c)
+    other = a.start(a.record, second)
+    a.waits_for()
+    getattr(c, end)()
+    done = [future.result(SOON)["job_done"] for future in (one, other)]
+    assert sorted(done) == [False, True]
+    assert calls.ends_of(job) == ["REVOKED" if end == "commit" else "SUCCESS"]
+
+
+def test_the_closer_of_a_cancelled_lease_leaves_the_job_to_who_waits_for_others(
+    calls, new_session, a, b, c
+):
+    """a waits by the old rule, and next he would wait for b: so b must not wait for him."""
+    d = new_session()
+    job, (first, second, third) = job_of(calls, 3)
+    d.begin().extend(third)
+    c.begin().cancel(job)  # keeps the first
+    one = b.start(b.record, first)
+    b.waits_for(c)
+    other = a.start(a.record, second)
+    a.waits_for(d)
+    c.commit()
+    b.waits_or_ends(one)
+    d.record(third)
+    d.commit()
+    assert not one.result(SOON)["job_done"]
+    assert other.result(SOON)["job_done"]
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+def test_who_has_not_begun_to_wait_when_a_cancel_comes_does_not_wait(calls, a, b, c, stops):
+    """The other waits for him already."""
+    job, (first, second) = job_of(calls, 2)
+    stops.before("await_obstacle", a)
+    c.begin().cancel(job)  # keeps the first
+    one = b.start(b.record, first)
+    b.waits_for(c)
+    other = a.start(a.record, second)
+    a.waits_for(stops.holder)
+    c.commit()
+    b.waits_for(a)
+    stops.go("await_obstacle", a)
+    assert not other.result(SOON)["job_done"]
+    assert one.result(SOON)["job_done"]
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+def test_who_hands_over_when_a_cancel_comes_does_not_wait(calls, new_session, a, b, c, stops):
+    """As before, with the last of a stage, who would wait for one of the next."""
+    job, (first, second) = two_stages(calls, 1)
+    stops.before("await_obstacle", a)
+    b.begin().extend(second)
+    one = a.start(a.record, first)
+    a.waits_for(stops.holder)
+    assert c.cancel(job) == "CANCELING"  # all are in flight, so it keeps none
+    other = b.start(b.record, second)
+    b.waits_for(a)
+    stops.go("await_obstacle", a)
+    assert not one.result(SOON)["job_done"]
+    assert other.result(SOON)["job_done"]
+    b.commit()
+    assert calls.ends_of(job) == ["REVOKED"]
