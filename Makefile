@@ -9,10 +9,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PYTEST_ARGS ?=
 EXPLORE_ARGS ?=
+STORM_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
 
-.PHONY: help demo test prove beyond explore test-matrix lint format generate clean
+.PHONY: help demo test prove beyond storm storm-share explore test-matrix lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +22,7 @@ help:
 	@echo 'make prove        try to refute it: a bounded share of each of the long tests'
 	@echo 'make beyond       proxies, standbys, full disks, time-outs, sessions ended'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
+	@echo 'make storm        kill clients, sessions and the server for an hour (STORM_ARGS="--minutes 5")'
 	@echo 'make explore      look for a schedule that breaks a rule (EXPLORE_ARGS="--seconds 3600")'
 	@echo 'make lint         check style, types and SQL'
 	@echo 'make format       format the Python files'
@@ -34,7 +36,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # What takes too long for every day; each part has a longer form of its own.
-prove: beyond
+prove: beyond storm-share
 
 # Behind a pooler, on a standby, at the server's limits.
 beyond: $(VENV)/.test
@@ -45,6 +47,12 @@ test-matrix: $(VENV)/.test
 
 explore: $(VENV)/.test
 	$(BIN)/python -m tests.explorer run $(EXPLORE_ARGS)
+
+storm: $(VENV)/.test
+	$(BIN)/python -m tests.storm $(STORM_ARGS)
+
+storm-share: $(VENV)/.test
+	$(BIN)/python -m tests.storm --minutes 2
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

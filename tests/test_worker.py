@@ -361,6 +361,34 @@ def test_a_lost_commit_is_neither_recorded_twice_nor_without_its_rows(
     assert len([note for note in notes() if note.startswith("batch recorded")]) == 1
 
 
+def test_a_job_all_of_whose_commits_get_lost_is_worked_once(twin, dsn, client, results):
+    """Of every other one the server never hears, and the batch is worked again."""
+    items = list(range(12))
+    called = []
+    with Proxy(dsn) as proxy:
+
+        async def handler(batch, conn):
+            (item,) = batch.items
+            first = item not in called
+            called.append(item)
+            await store(batch, conn)
+            batch.count(seen=1)
+            if batch.stage == "one":
+                batch.emit([item + 6])
+            if first:
+                getattr(proxy, "cut_after" if item % 2 else "cut_before")(b"COMMIT")
+
+        job = client.enqueue_job("q", items[:6], stages=["one", "two"], max_attempts=1)
+        twin.worker(proxy.dsn, handler, "q", **QUICK).finish()
+        assert proxy.cuts == len(items)
+    assert sorted(called) == sorted(items + items[::2])
+    progress = client.job_progress(job)
+    assert progress.status is JobStatus.SUCCESS
+    assert [stage.counters for stage in progress.stages] == [{"seen": 6}, {"seen": 6}]
+    assert results() == items
+    assert client.audit_job() == []
+
+
 @pytest.mark.parametrize("cut", ["cut_after", "cut_before"])
 def test_a_lost_record_without_rows_is_recorded_once(twin, dsn, client, cut, notes):
     called = []
@@ -394,6 +422,38 @@ def test_a_deadlock_of_the_handlers_transaction_costs_no_attempt(twin, dsn, clie
     assert called == [1, 1, 1]
     assert client.job_progress(job).status is JobStatus.SUCCESS
     assert results() == [1]
+
+
+def test_handlers_that_record_several_jobs_in_opposite_orders_are_repeated(
+    twin, dsn, client, results
+):
+    """A real deadlock, of the callers' own making: one is ended by the server, and goes again."""
+    others = {job: client.enqueue_job("other", [1, 2]) for job in ("one", "two")}
+    leases = {
+        name: [(c.batch_id, c.lease_epoch) for c in client.claim_next_batch(job, "w", 2)]
+        for name, job in others.items()
+    }
+    orders = {"there": ["one", "two"], "back": ["two", "one"]}
+    recorded = {name: threading.Event() for name in orders}
+    called = []
+
+    async def handler(batch, conn):
+        (item,) = batch.items
+        called.append(item)
+        await store(batch, conn)
+        for n, name in enumerate(orders[item]):
+            lease = leases[name][0 if item == "there" else 1]
+            await conn.execute("select pyjobs.record_batch(%s, %s)", lease)
+            if n == 0 and called.count(item) == 1:
+                recorded[item].set()
+                await twin.wait_for(recorded["back" if item == "there" else "there"])
+
+    client.enqueue_job("q", list(orders), max_attempts=1)
+    twin.worker(dsn, handler, "q", concurrency=2, **QUICK).finish()
+    assert len(called) == 3
+    assert results() == ["back", "there"]
+    assert {job.status for job in client.jobs()} == {JobStatus.SUCCESS}
+    assert client.audit_job() == []
 
 
 def test_a_transaction_that_is_lost_every_time_costs_an_attempt(twin, dsn, client, db):

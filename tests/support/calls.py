@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.rows import dict_row
 
+from tests.support.rules import FINAL
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import psycopg
 
 Row = dict[str, Any]
@@ -128,6 +132,24 @@ class Calls:
     def pass_time(self, interval: str) -> None:
         """Put the clock ahead; it must be settable."""
         self.do("update pyjobs_internal.test_clock set ahead = ahead + %s::interval", interval)
+
+
+def let_go(calls: Calls, queues: Iterable[str]) -> None:
+    """Release, resume, seal and resolve whatever is not final, so that it can be worked."""
+    for queue in queues:
+        calls.do("select pyjobs.resume_queue(%s)", queue)
+    for job in calls.rows("select id, status, paused, sealed from pyjobs.job"):
+        if job["status"] in FINAL:
+            continue
+        if job["status"] == "UNKNOWN":
+            calls.do("select pyjobs.resolve_job(%s, 'RETRY', 'calm')", job["id"])
+        for wanted, call in (
+            (job["status"] == "CREATED", "release_job"),
+            (job["paused"], "resume_job"),
+            (not job["sealed"], "seal_job"),
+        ):
+            if wanted and calls.status(job["id"]) not in FINAL:
+                calls.do(f"select pyjobs.{call}(%s)", job["id"])
 
 
 def _json(value: Any) -> str | None:

@@ -211,3 +211,36 @@ def _stuck(
     ):
         wrong.append("what is left is behind a barrier that nobody will open")
     return wrong
+
+
+class Watch:
+    """Looks at jobs while all goes on; each row has id, run, status, finished_at and document."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, dict[str, Any]] = {}
+
+    def look(self, row: dict[str, Any]) -> list[str]:
+        """What disagrees in itself, or went backwards since this job was last looked at."""
+        stages = row["document"]["stages"]
+        wrong = [
+            f"the counts do not add up: {stage}"
+            for stage in stages
+            if stage["total"] != stage["pending"] + stage["leased"] + stage["processed"]
+        ]
+        before = self._seen.get(row["id"])
+        self._seen[row["id"]] = row
+        if before is None:
+            return wrong
+        if row["run"] < before["run"]:
+            wrong.append("an earlier run is back")
+        if row["run"] == before["run"]:
+            if before["status"] in FINAL and (
+                (row["status"], row["finished_at"]) != (before["status"], before["finished_at"])
+            ):
+                wrong.append(f"{before['status']} became {row['status']}")
+            if before["status"] == "CANCELING" and row["status"] not in ("CANCELING", "REVOKED"):
+                wrong.append(f"CANCELING became {row['status']}")
+            for old, new in zip(before["document"]["stages"], stages, strict=True):
+                if new["processed"] < old["processed"] or new["total"] < old["total"]:
+                    wrong.append(f"counts went backwards: {old} {new}")
+        return wrong

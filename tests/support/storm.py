@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from tests.support.calls import Calls
-from tests.support.rules import FINAL, broken_rules
+from tests.support.calls import Calls, let_go
+from tests.support.rules import FINAL, Watch, broken_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -301,20 +301,7 @@ class Storm:
         """Bring every job to its end by claims, records and reap; what could not be brought."""
         with self._connect() as conn:
             calls = Calls(conn)
-            for queue in QUEUES:
-                calls.do("select pyjobs.resume_queue(%s)", queue)
-            for job in calls.rows("select id, status, paused, sealed from pyjobs.job"):
-                if job["status"] in FINAL:
-                    continue
-                if job["status"] == "UNKNOWN":
-                    calls.do("select pyjobs.resolve_job(%s, 'RETRY', 'calm')", job["id"])
-                for wanted, call in (
-                    (job["status"] == "CREATED", "release_job"),
-                    (job["paused"], "resume_job"),
-                    (not job["sealed"], "seal_job"),
-                ):
-                    if wanted and calls.status(job["id"]) not in FINAL:
-                        calls.do(f"select pyjobs.{call}(%s)", job["id"])
+            let_go(calls, QUEUES)
             idle = 0
             while idle < 3:
                 batches = calls.rows("select * from pyjobs.claim_next_job('calm', %s, 20)", QUEUES)
@@ -560,7 +547,7 @@ class _Observer:
 
     def __init__(self, storm: Storm) -> None:
         self._storm = storm
-        self._seen: dict[int, Row] = {}
+        self._watch = Watch()
 
     def turn(self, calls: Calls, rng: random.Random) -> None:
         for row in calls.rows("select * from pyjobs.audit_job()"):
@@ -569,34 +556,9 @@ class _Observer:
             "select id, run, status, finished_at, pyjobs.job_progress(id) as document "
             "from pyjobs.job"
         ):
-            for text in self._look(row):
+            for text in self._watch.look(row):
                 self._storm.say(f"job {row['id']}: {text}")
-            self._seen[row["id"]] = row
         jobs = self._storm._jobs
         if jobs:
             calls.findings(rng.choice(jobs))
         self._storm.done["observed"] += 1
-
-    def _look(self, row: Row) -> list[str]:
-        stages = row["document"]["stages"]
-        wrong = [
-            f"the counts do not add up: {stage}"
-            for stage in stages
-            if stage["total"] != stage["pending"] + stage["leased"] + stage["processed"]
-        ]
-        before = self._seen.get(row["id"])
-        if before is None:
-            return wrong
-        if row["run"] < before["run"]:
-            wrong.append("an earlier run is back")
-        if row["run"] == before["run"]:
-            if before["status"] in FINAL and (
-                (row["status"], row["finished_at"]) != (before["status"], before["finished_at"])
-            ):
-                wrong.append(f"{before['status']} became {row['status']}")
-            if before["status"] == "CANCELING" and row["status"] not in ("CANCELING", "REVOKED"):
-                wrong.append(f"CANCELING became {row['status']}")
-            for old, new in zip(before["document"]["stages"], stages, strict=True):
-                if new["processed"] < old["processed"] or new["total"] < old["total"]:
-                    wrong.append(f"counts went backwards: {old} {new}")
-        return wrong

@@ -1,0 +1,62 @@
+"""Broken copies of the functions, and of a worker, on which a storm must turn red."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.explorer.broken import BREAKS
+from tests.storm import actors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.storm.actors import Result
+    from tests.support.calls import Calls
+
+ROOT = Path(__file__).parents[2]
+
+# Those of the explorer's that random meetings find as well.
+OF_THE_FUNCTIONS = {
+    broken.name: broken
+    for broken in BREAKS
+    if broken.name
+    in ("no-hand-over", "epoch-compared-with-at-least", "update-without-the-guard",
+        "no-look-at-flight")
+}  # fmt: skip
+
+
+class HastyWorker(actors.Worker):
+    """Tells the ledger that it is committed before it is."""
+
+    def _commit(self, calls: Calls, results: Sequence[Result]) -> None:
+        for result in results:
+            result.acked(self.ledger)
+        self.pause(0.02)
+        calls.do("commit")
+
+
+class TwoStepWorker(actors.Worker):
+    """Commits the application's rows in a transaction of their own, before the record's."""
+
+    def _insert(self, calls: Calls, result: Result) -> None:
+        super()._insert(calls, result)
+        calls.do("commit")
+        self.pause(0.02)
+        calls.do("begin")
+
+
+OF_A_CLIENT = {
+    "acknowledged-before-the-commit": ("worker", HastyWorker),
+    "rows-in-a-transaction-of-their-own": ("worker", TwoStepWorker),
+}
+actors.ROLES.update({name: role for name, (_, role) in OF_A_CLIENT.items()})
+
+NAMES = (*OF_THE_FUNCTIONS, *OF_A_CLIENT)
+
+
+def options(name: str) -> dict[str, Any]:
+    """What to change in a storm's options."""
+    if name in OF_A_CLIENT:
+        return {"roles": {OF_A_CLIENT[name][0]: name}}
+    return {"broken": OF_THE_FUNCTIONS[name].apply(ROOT)}
