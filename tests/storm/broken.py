@@ -32,7 +32,8 @@ class HastyWorker(actors.Worker):
     def _commit(self, calls: Calls, results: Sequence[Result]) -> None:
         for result in results:
             result.acked(self.ledger)
-        self.pause(0.02)
+        self._unsure.clear()  # so it would not post them again
+        self.pause(0.05)
         calls.do("commit")
 
 

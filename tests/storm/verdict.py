@@ -406,8 +406,8 @@ def judge(conn: psycopg.Connection[Any], ledger: Path, verdict: Verdict) -> None
         unfinished = [str(row) for row in left.fetchall()]
     jobs = verdict.counts.get("jobs when the storm ended", 0)
     verdict.add("let go and worked, every job is final", jobs, unfinished)
-    audit = conn.execute("select count(*), min(a::text) from pyjobs.audit_job() a").fetchall()[0]
-    verdict.add("audit_job() finds nothing", jobs, [audit[1]] * audit[0])
+    audit = conn.execute("select a::text from pyjobs.audit_job() a").fetchall()
+    verdict.add("audit_job() finds nothing", jobs, [row[0] for row in audit])
     verdict.add("every rule, recomputed from the tables", jobs, broken_rules(conn))
 
 

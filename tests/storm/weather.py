@@ -302,7 +302,11 @@ class Storm:
         except (psycopg.OperationalError, OSError, IndexError):
             return
         self._done["backend"] += 1
-        self._wait_for_server(time.monotonic())
+        begun = time.monotonic()
+        # It takes a moment until the server's first process has noticed and ended the others.
+        while time.monotonic() < begun + 30 and self._answers():
+            time.sleep(0.01)
+        self._wait_for_server(begun)
 
     def do_server(self) -> None:
         assert self._server is not None
@@ -314,18 +318,20 @@ class Storm:
         self._server.restart()
         self._wait_for_server(begun)
 
+    def _answers(self) -> bool:
+        with contextlib.suppress(psycopg.OperationalError):
+            self._admin().execute("select 1 from pyjobs.job limit 1")
+            return True
+        return False
+
     def _wait_for_server(self, begun: float) -> None:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                self._admin().execute("select 1 from pyjobs.job limit 1")
-            except psycopg.OperationalError:
-                time.sleep(0.02)
-            else:
-                self._away.append(time.monotonic() - begun)
-                self._deadlocks = [sum(self._deadlocks), 0]
-                return
-        raise TimeoutError("the server does not come back")
+        while not self._answers():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the server does not come back")
+            time.sleep(0.02)
+        self._away.append(time.monotonic() - begun)
+        self._deadlocks = [sum(self._deadlocks), 0]
 
     # -- looking on
 
