@@ -9,6 +9,8 @@ import asyncio
 import dataclasses
 import json
 import logging
+import multiprocessing
+import os
 import random
 import signal
 import threading
@@ -59,12 +61,21 @@ def live(post: Post) -> None:
     """The whole life of a process; exit status 1 where something happened that should not."""
     # That connections get lost is what it is about; the pools need not say so each time.
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    threading.Thread(target=_follow_parent, daemon=True).start()
     actor = ROLES[post.role](post)
     try:
         actor.run()
     except BaseException:  # noqa: BLE001  (told to the ledger, and by the exit status)
         actor.ledger.trouble(traceback.format_exc(limit=-6))
         raise SystemExit(1) from None
+
+
+def _follow_parent() -> None:
+    """Who started the storm may be killed too; nobody goes on without him."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -638,6 +649,14 @@ class CrossingWorker(Worker):
         self._leases += calls.rows(
             "select * from pyjobs.claim_jobs(%s, %s, 6, %s)", self.post.name, [CROSSING], LEASE
         )
+
+    def turn(self, calls: Calls) -> None:
+        if not self._leases and not self._unsure:
+            self.pause(1.5)  # so that there are several jobs to choose from
+        super().turn(calls)
+
+    def _linger(self) -> None:
+        self.pause(0.2)
 
     def _others(self, row: Row) -> list[Result]:
         others, self._leases = self._leases[:4], self._leases[4:]

@@ -288,7 +288,8 @@ CHECKS = (
         """
         select a.*, n.times from l_op_acked a
         cross join lateral (select count(*) as times from pyjobs_internal.history h
-            where h.job_id = a.job and h.run = a.run and h.by = 'retry_job') n
+            where h.job_id = a.job and h.run = a.run and h.by = 'retry_job'
+                and h.to_status = 'RETRY') n
         where kind = 'retry' and n.times <> 1
         """,
     ),
@@ -298,7 +299,7 @@ CHECKS = (
         """
         select j.id, j.run, n.times from pyjobs_internal.job j
         cross join lateral (select count(*) as times from pyjobs_internal.history h
-            where h.job_id = j.id and h.by = 'retry_job') n
+            where h.job_id = j.id and h.by = 'retry_job' and h.to_status = 'RETRY') n
         where n.times <> j.run - 1
             or (select count(*) from l_op l where l.job = j.id and l.kind = 'retry') < j.run - 1
         """,
