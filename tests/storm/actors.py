@@ -251,8 +251,18 @@ class Producer(Actor):
             self.pause(0.5)
             return
         kind = rng.choices(
-            ["job", "jobs", "together", "add", "seal", "release", "client", "crossing"],
-            [8, 2, 3, 3, 2, 2, 3, 3],
+            [
+                "job",
+                "jobs",
+                "together",
+                "add",
+                "seal",
+                "release",
+                "client",
+                "crossing",
+                "sealed soon",
+            ],
+            [8, 2, 3, 3, 2, 2, 3, 3, 6],
         )[0]
         if kind == "jobs":
             self._enqueue_jobs(calls)
@@ -260,6 +270,13 @@ class Producer(Actor):
             self._together(calls)
         elif kind == "crossing" and self.post.crossing:
             self._enqueue(calls, queue=CROSSING, size=2)
+        elif kind == "sealed soon":
+            # while its last batches are being recorded
+            self._enqueue(calls, queue=rng.choice(QUEUES), size=rng.randint(1, 4), seal=False)
+            self.pause(0.3)
+            job, _ = self._unsealed[-1]
+            self._simple(calls, "seal_job", job)
+            self._unsealed.pop()
         elif kind == "client":
             self._by_client()
         elif kind == "add" and self._unsealed:
@@ -321,11 +338,15 @@ class Producer(Actor):
         if options["hold"]:
             self._held.append(job)
 
-    def _enqueue(self, calls: Calls, *, queue: str | None = None, size: int = 0) -> None:
+    def _enqueue(
+        self, calls: Calls, *, queue: str | None = None, size: int = 0, seal: bool = True
+    ) -> None:
+        """A job of any kind; with a queue, a small one of so many batches."""
         token, options = self._options()
         if queue is not None:
             options |= {"queue": queue, "items": [f"{token}:{n}" for n in range(size)]}
-            options |= {"batch_size": 1, "priority": 0}
+            options |= {"batch_size": 1, "priority": 0, "seal": seal, "hold": False}
+            options.pop("dedupe_key", None)
         if self.rng.random() < 0.2:
             # not before; by the server's clock
             seconds = self.rng.uniform(0, 2)

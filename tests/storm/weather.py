@@ -61,8 +61,9 @@ RATES: Mapping[str, float] = {
 # Those that need a server of the storm's own.
 OF_THE_SERVER = ("backend", "server")
 
-# What the server may say to its clients in a storm. All else is a finding.
-_OF_THE_GAME = re.compile(r"00000|PJ00[1236]|57P0[123]|08...|40P01|3D000|53300")
+# What the server may say in a storm; F0001 when it is started and finds that not all processes of
+# the one that was killed are gone. All else is a finding.
+_OF_THE_GAME = re.compile(r"PJ00[1236]|57P0[123]|08...|40P01|53300|F0001")
 # How long anybody may wait for a lock, in seconds.
 LONGEST_WAIT = 60.0
 
@@ -259,20 +260,24 @@ class Storm:
 
     def do_drain(self) -> None:
         """Ask one to end, as a deployment does."""
-        slots = [s for s in self._slots if s.role.endswith("package") and s.process.is_alive()]
-        slot = self._random.choice(slots)
-        if slot.draining_until is None:
+        slots = [slot for slot in self._package_workers() if slot.draining_until is None]
+        if slots:
+            slot = self._random.choice(slots)
             slot.process.terminate()
             slot.draining_until = time.monotonic() + 90
             self._done["workers asked to end (SIGTERM)"] += 1
 
     def do_heartbeat(self) -> None:
         """The process that keeps a worker's leases alive: its worker starts another."""
-        slots = [s for s in self._slots if s.role.endswith("package") and s.process.is_alive()]
-        for pid in embedded._children(self._random.choice(slots).process.pid):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-                self._done["heartbeat"] += 1
+        slots = self._package_workers()
+        for slot in self._random.sample(slots, min(1, len(slots))):
+            for pid in embedded._children(slot.process.pid):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                    self._done["heartbeat"] += 1
+
+    def _package_workers(self) -> list[Slot]:
+        return [s for s in self._slots if s.role.endswith("package") and s.process.is_alive()]
 
     def do_session(self) -> None:
         with contextlib.suppress(psycopg.OperationalError):
