@@ -18,6 +18,7 @@ from pytest_postgresql import factories
 
 from tests.support import Background, Cluster, Database, wait_for_lock
 from tests.support.cluster import provide
+from tests.support.waiting import POOLED, pid_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +40,12 @@ def _cluster(config: pytest.Config) -> Cluster:
             config.stash[_CLUSTER] = Cluster(**handed_down)
         else:
             stack = config.stash.setdefault(_SHARED, contextlib.ExitStack())
-            config.stash[_CLUSTER] = stack.enter_context(provide(os.environ.get("PYJOBS_TEST_URL")))
+            config.stash[_CLUSTER] = stack.enter_context(
+                provide(
+                    os.environ.get("PYJOBS_TEST_URL"),
+                    pooler=bool(os.environ.get("PYJOBS_TEST_POOLER")),
+                )
+            )
     return config.stash[_CLUSTER]
 
 
@@ -86,7 +92,7 @@ def database(admin: Connection, cluster: Cluster) -> Database:
     """A fresh, migrated database; owned, as is its schema, by a role that is no superuser."""
     name = admin.info.dbname
     admin.execute(f'alter database "{name}" owner to "{cluster.owner}"'.encode())
-    return Database(cluster, name)
+    return Database(cluster, name, pooled=bool(cluster.pooler_port))
 
 
 @pytest.fixture
@@ -97,24 +103,33 @@ def dsn(database: Database) -> str:
 
 @pytest.fixture
 def connect(database: Database, admin: Connection, background: Background) -> Iterator[Connect]:
-    """More sessions: ``connect(role=None, autocommit=True, **libpq_arguments)``.
+    """More sessions: ``connect(role=None, autocommit=True, direct=False, **libpq_arguments)``.
 
-    ``role`` is producer, worker, operator, reader, or None for the owner. They are closed when the
-    test ends; one that still waits for something is ended on the server, so that no test hangs.
+    ``role`` is producer, worker, operator, reader, or None for the owner. ``direct``: past the
+    pooler, where tests go through one. They are closed when the test ends; one that still waits for
+    something is ended on the server, so that no test hangs.
     """
     opened: list[Connection] = []
 
     def connect_one(
-        role: str | None = None, *, autocommit: bool = True, **arguments: Any
+        role: str | None = None, *, autocommit: bool = True, direct: bool = False, **arguments: Any
     ) -> Connection:
-        dsn = database.dsn if role is None else database.dsn_of(role)
-        conn = psycopg.connect(dsn, autocommit=autocommit, **arguments)
+        on = dataclasses.replace(database, pooled=database.pooled and not direct)
+        dsn = on.dsn if role is None else on.dsn_of(role)
+        options = {
+            "application_name": f"test session {len(opened)}",
+            "prepare_threshold": None if on.pooled else 5,
+            **arguments,
+        }
+        conn = psycopg.connect(dsn, autocommit=autocommit, **options)
         opened.append(conn)
+        if on.pooled:
+            POOLED[conn] = database.cluster.console_dsn
         return conn
 
     yield connect_one
     busy = [
-        conn.info.backend_pid
+        pid_of(conn)
         for conn in opened
         if not conn.closed and conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE
     ]

@@ -593,7 +593,7 @@ def test_the_reaper_looks_again_under_its_lock(calls, a, db, connect):
     calls.settable_clock()
     job = stale_job(calls)
     calls.pass_time("31 minutes")
-    stops = Stops(db, connect())
+    stops = Stops(db, connect(direct=True))
     stops.before("stop_serving", a)
     reap = a.start(a.reap, "30 minutes")
     a.waits_for(stops.holder)

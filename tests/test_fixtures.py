@@ -29,7 +29,7 @@ def test_a_role_is_a_member_of_one_role_only(as_role, role):
 
 
 def test_a_session_that_waits_for_a_lock_is_seen_to(connect, wait_for_lock, background):
-    holder, waiter = connect(), connect()
+    holder, waiter = connect(direct=True), connect()
     holder.execute("select pg_advisory_lock(1)")
     call = background(waiter.execute, "select pg_advisory_lock(1)")
     assert wait_for_lock(waiter, holder) == [holder.info.backend_pid]
@@ -41,7 +41,7 @@ def test_a_session_that_waits_for_a_lock_is_seen_to(connect, wait_for_lock, back
 
 
 def test_a_session_left_waiting_does_not_hang_the_test(connect, wait_for_lock, background):
-    holder, waiter = connect(), connect()
+    holder, waiter = connect(direct=True), connect()
     holder.execute("select pg_advisory_lock(1)")
     background(waiter.execute, "select pg_advisory_lock(1)")
     wait_for_lock(waiter)

@@ -102,7 +102,7 @@ def patient(db) -> None:
 
 @pytest.fixture
 def stops(db, connect) -> Stops:
-    return Stops(db, connect())
+    return Stops(db, connect(direct=True))
 
 
 def refused(sqlstate: str) -> Any:

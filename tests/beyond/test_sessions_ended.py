@@ -27,7 +27,7 @@ def session(connect, background, admin):
 
 @pytest.fixture
 def stops(db, connect):
-    return Stops(db, connect())
+    return Stops(db, connect(direct=True))
 
 
 @pytest.fixture

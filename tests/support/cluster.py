@@ -13,6 +13,7 @@ import psycopg
 from psycopg import conninfo, sql
 
 from pyjobs import embedded, migrate
+from tests.support.pooler import Pooler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,8 @@ class Cluster:
     login_password: str
     psql_path: str
     options: str = ""
+    # Where a PgBouncer stands before the server, if tests are to go through one; else 0.
+    pooler_port: int = 0
 
     @property
     def owner(self) -> str:
@@ -58,6 +61,17 @@ class Cluster:
             password=self.password if user in (None, self.user) else self.login_password,
         )
 
+    def pooled_dsn(self, dbname: str, user: str) -> str:
+        """The same through the pooler."""
+        return conninfo.make_conninfo(
+            self.dsn(dbname, user), host="127.0.0.1", port=self.pooler_port
+        )
+
+    @property
+    def console_dsn(self) -> str:
+        """The pooler's console, where it says who is connected to whom."""
+        return self.pooled_dsn("pgbouncer", self.owner)
+
 
 @dataclasses.dataclass(frozen=True)
 class Database:
@@ -65,11 +79,12 @@ class Database:
 
     cluster: Cluster
     name: str
+    pooled: bool = False
 
     @property
     def dsn(self) -> str:
         """As its owner, who is no superuser."""
-        return self.cluster.dsn(self.name, self.cluster.owner)
+        return self._dsn(self.cluster.owner)
 
     @property
     def admin_dsn(self) -> str:
@@ -78,20 +93,34 @@ class Database:
 
     def dsn_of(self, role: str) -> str:
         """As a member of ``pyjobs_<role>``."""
-        return self.cluster.dsn(self.name, self.cluster.logins[role])
+        return self._dsn(self.cluster.logins[role])
+
+    def _dsn(self, user: str) -> str:
+        connect = self.cluster.pooled_dsn if self.pooled else self.cluster.dsn
+        return connect(self.name, user)
 
 
 @contextlib.contextmanager
-def provide(url: str | None) -> Iterator[Cluster]:
-    """A cluster on the server of the URL, or on one of our own; cleaned up afterwards."""
-    if url:
-        with _on_server(url, _find_psql()) as cluster:
-            yield cluster
-        return
-    with (
-        embedded.server(settings=embedded.THROWAWAY, temp_dir=_memory()) as server,
-        _on_server(server.url(), server.psql_path) as cluster,
-    ):
+def provide(url: str | None, *, pooler: bool = False) -> Iterator[Cluster]:
+    """A cluster on the server of the URL, or on one of our own; cleaned up afterwards.
+
+    With ``pooler`` a PgBouncer stands before it.
+    """
+    with contextlib.ExitStack() as stack:
+        if url:
+            reached = url
+            made = _on_server(url, _find_psql())
+        else:
+            server = stack.enter_context(
+                embedded.server(settings=embedded.THROWAWAY, temp_dir=_memory())
+            )
+            reached = server.url(tcp=True)
+            made = _on_server(server.url(), server.psql_path)
+        cluster = stack.enter_context(made)
+        if pooler:
+            watchers = {cluster.owner: cluster.login_password}
+            port = stack.enter_context(Pooler(reached, watchers=watchers)).port
+            cluster = dataclasses.replace(cluster, pooler_port=port)
         yield cluster
 
 

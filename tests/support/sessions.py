@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from psycopg import sql
-
 from tests.support.calls import Calls
-from tests.support.waiting import wait_for_lock, wait_until
+from tests.support.waiting import pid_of, wait_for_lock, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +36,7 @@ class Session(Calls):
 
     @property
     def pid(self) -> int:
-        return self.conn.info.backend_pid
+        return pid_of(self.conn)
 
     def begin(self) -> Session:
         self.do("begin")
@@ -138,7 +136,7 @@ class Stops:
     """Makes functions of pyjobs wait at their first statement, for the sessions that ask for it.
 
     The test's database only. A session that is stopped really waits for a lock: of the session
-    that this object holds.
+    that this object holds. A session is known by its application_name, which a pooler hands on.
     """
 
     def __init__(self, owner: psycopg.Connection[Any], holder: psycopg.Connection[Any]) -> None:
@@ -149,15 +147,14 @@ class Stops:
             create function pyjobs_internal.test_stop(name text) returns void
             language plpgsql set search_path = pg_catalog, pg_temp as $$
             declare
-                key constant bigint := hashtextextended(name || pg_backend_pid(), 99);
+                key constant bigint :=
+                    hashtextextended(name || current_setting('application_name'), 99);
                 timeout constant text := current_setting('lock_timeout');
             begin
-                if current_setting('pyjobs_test.stop', true) = test_stop.name then
-                    perform set_config('lock_timeout', '0', true);
-                    perform pg_advisory_lock_shared(key);
-                    perform pg_advisory_unlock_shared(key);
-                    perform set_config('lock_timeout', timeout, true);
-                end if;
+                perform set_config('lock_timeout', '0', true);
+                perform pg_advisory_lock_shared(key);
+                perform pg_advisory_unlock_shared(key);
+                perform set_config('lock_timeout', timeout, true);
             end
             $$"""
         )
@@ -188,7 +185,6 @@ class Stops:
                 assert times == 1, f"{function} has no body to stop in"
             self._owner.execute(text.encode())
         self._lock("lock", function, session)
-        session.conn.execute(sql.SQL("set pyjobs_test.stop = {}").format(sql.Literal(function)))
 
     def go(self, function: str, session: Session) -> None:
         """Let the stopped session go on, and stop there no more."""
@@ -197,7 +193,7 @@ class Stops:
     def _lock(self, what: str, function: str, session: Session) -> None:
         self.holder.execute(
             f"select pg_advisory_{what}(hashtextextended(%s, 99))".encode(),
-            [f"{function}{session.pid}"],
+            [f"{function}{session.conn.info.get_parameters()['application_name']}"],
         )
 
 

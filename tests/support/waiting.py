@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from tests.support.pooler import server_pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,19 +41,30 @@ def wait_for_lock(
     ``observer`` is another connection, in autocommit mode. Sessions are given as connections or
     as server process ids. Returns the ids of those who hold the lock or stand before it.
     """
-    pid = _pid(waiter)
     wanted = None if blocker is None else _pid(blocker)
 
     def blockers() -> list[int]:
+        # Behind a pooler a session has a process only while it is in a transaction.
+        pid = _pid(waiter)
         row = observer.execute("select pg_blocking_pids(%s)", [pid]).fetchone()
         found: list[int] = row[0] if row else []
         return found if wanted is None or wanted in found else []
 
-    return wait_until(blockers, f"session {pid} waits for a lock of {wanted or 'anybody'}", timeout)
+    return wait_until(blockers, f"{waiter} waits for a lock of {wanted or 'anybody'}", timeout)
 
 
 def _pid(session: int | psycopg.Connection[Any]) -> int:
-    return session if isinstance(session, int) else session.info.backend_pid
+    return session if isinstance(session, int) else pid_of(session)
+
+
+# Connections that go through a pooler, and a connection string for the pooler's console.
+POOLED: weakref.WeakKeyDictionary[psycopg.Connection[Any], str] = weakref.WeakKeyDictionary()
+
+
+def pid_of(conn: psycopg.Connection[Any]) -> int:
+    """The server process that works for a connection; 0 if none does at the moment."""
+    console = POOLED.get(conn)
+    return conn.info.backend_pid if console is None else server_pid(conn, console) or 0
 
 
 class Background:
