@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import signal
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.storm import broken, ledger, verdict, weather
+
+ROOT = Path(__file__).parents[1]
 
 # What is done to the tables afterwards, and the check that must notice.
 TAMPERED = {
@@ -134,15 +139,21 @@ def test_every_broken_copy_can_still_be_made():
         assert broken.options(name)
 
 
+KILLED = """
+import os, signal, sys
+from tests.storm.ledger import Ledger
+
+book = Ledger(sys.argv[1], "one")
+book.intend("record", batch=1, epoch=2)
+book.acked("record", batch=1, epoch=2)
+os.write(book._file, b'["acked","rec')  # killed in the middle of it
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_what_a_process_wrote_before_it_was_killed_is_read(tmp_path):
-    process = os.fork()
-    if process == 0:
-        book = ledger.Ledger(tmp_path, "one")
-        book.intend("record", batch=1, epoch=2)
-        book.acked("record", batch=1, epoch=2)
-        os.write(book._file, b'["acked","rec')  # killed in the middle of it
-        os.kill(os.getpid(), 9)
-    os.waitpid(process, 0)
+    command = [sys.executable, "-c", KILLED, tmp_path]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     entries = list(ledger.read(tmp_path))
     assert entries == [
         ("one", "intend", "record", {"batch": 1, "epoch": 2}),

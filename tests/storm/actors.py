@@ -679,10 +679,10 @@ class CrossingWorker(Worker):
     def _linger(self) -> None:
         self.pause(0.2)
 
-    def _others(self, row: Row) -> list[Result]:
-        others, self._leases = self._leases[:4], self._leases[4:]
-        self.rng.shuffle(others)
-        return [Result.of(**x) for x in others]
+    def _work(self, calls: Calls) -> None:
+        mine, self._leases = self._leases, []
+        self.rng.shuffle(mine)
+        self._post(calls, [Result.of(**row) for row in mine])
 
 
 class StormError(Exception):
