@@ -129,6 +129,15 @@ from (
 join pg_catalog.pg_namespace n on n.oid = o.namespace and n.nspname in ('pyjobs', 'pyjobs_internal')
 cross join lateral pg_catalog.pg_identify_object(o.class, o.oid, 0) i"""
 
+# Are the grants not in force? A restore where the roles are missing, or without privileges, leaves
+# out the revokes as well.
+_PUBLIC_MAY_CALL = """\
+select exists (
+    select from pg_catalog.pg_proc p
+    join pg_catalog.pg_namespace n
+        on n.oid = p.pronamespace and n.nspname in ('pyjobs', 'pyjobs_internal')
+    where pg_catalog.has_function_privilege('public', p.oid, 'execute'))"""
+
 # What a file made is what is no older than the row that notes the file, written after it in the
 # same subtransaction.
 _NOTE = """\
@@ -302,9 +311,7 @@ def rollback(
 
 def roles_sql(root: str | os.PathLike[str] | None = None) -> str:
     """What an administrator runs once where the database's owner may not make roles."""
-    schema = _Schema.read(root)
-    found = [m for m in schema.migrations if "roles" in m.id]
-    return "".join(Path(m.path).read_text(encoding="utf-8") for m in found)
+    return _Schema.read(root).roles()
 
 
 def schema_sql(root: str | os.PathLike[str] | None = None, *, transaction: bool = True) -> str:
@@ -379,6 +386,11 @@ class _Schema:
         except BadMigration as error:
             raise MigrationError(f"a migration cannot be read: {error}") from error
         return cls(ordered, _read_files(folder / "sql"))
+
+    def roles(self) -> str:
+        """What makes the roles, where they are not there."""
+        found = [m for m in self.migrations if "roles" in m.id]
+        return "".join(Path(m.path).read_text(encoding="utf-8") for m in found)
 
 
 def _read_files(folder: Path) -> tuple[_File, ...]:
@@ -696,7 +708,7 @@ class _Changes:
 
 
 def _changes(conn: Connection, schema: _Schema) -> _Changes:
-    """What differs: by text, or because an object that a file made is gone."""
+    """What differs: by text, because an object that a file made is gone, or its grants."""
     sha256: dict[str, str] = {}
     made: dict[str, list[str]] = {}
     if not _one(conn, "select to_regclass('pyjobs_deploy.deployed') is null"):
@@ -705,10 +717,13 @@ def _changes(conn: Connection, schema: _Schema) -> _Changes:
         ):
             sha256[path], made[path] = digest, objects
     there = {row[3] for row in conn.execute(_OBJECTS)}
+    ungranted = _one(conn, _PUBLIC_MAY_CALL)
     files = tuple(
         f
         for f in schema.files
-        if sha256.get(f.path) != f.sha256 or not there.issuperset(made[f.path])
+        if sha256.get(f.path) != f.sha256
+        or not there.issuperset(made[f.path])
+        or (ungranted and f.path == _GRANTS)
     )
     removed = sorted(set(made) - {f.path for f in schema.files})
     return _Changes(files, tuple(removed), made)
@@ -818,7 +833,12 @@ class _Deployment:
 
     def _grant(self, file: _File) -> None:
         try:
-            self._execute(file)
+            try:
+                self._execute(file)
+            except errors.UndefinedObject:
+                # Restored on a server that does not have the roles.
+                self._conn.execute(self._schema.roles().encode())
+                self._execute(file)
         except (*_MISSING, *_UNREPLACEABLE) as error:
             raise MigrationError(_explain(error, f"sql/{file.path}", file.text)) from error
 

@@ -227,6 +227,38 @@ def test_databases_of_one_server_may_be_migrated_at_once(bare, roleless, backgro
     assert all(call.result(60).changed for call in both)
 
 
+def test_the_grants_are_put_right_after_a_restore_without_privileges(empty):
+    """Such as by pg_restore --no-privileges: the public may then call what it may not."""
+    migrate.migrate(empty)
+    before = dump(empty)
+    for granted in (
+        "grant execute on function pyjobs.cancel_job to public",
+        "grant execute on all functions in schema pyjobs_internal to public",
+    ):
+        query(empty, granted)
+        assert migrate.migrate(empty, plan=True).files == ("grants.sql",)
+        assert migrate.migrate(empty).files == ("grants.sql",)
+        assert dump(empty) == before
+    assert migrate.migrate(empty) == migrate.Report()
+
+
+def test_roles_that_a_restored_database_misses_are_made_or_asked_for(bare, roleless):
+    migrate.migrate(bare.url("of_maker", "maker"))
+    migrate.migrate(bare.url("of_plain", "plain"))
+    for database in ("of_maker", "of_plain"):
+        for text in (
+            "drop owned by pyjobs_producer, pyjobs_worker, pyjobs_operator, pyjobs_reader",
+            "grant execute on function pyjobs.cancel_job to public",
+        ):
+            query(bare.url(database), text)
+    for role in ("producer", "worker", "operator", "reader"):
+        roleless.execute(f"drop role pyjobs_{role}")
+    with pytest.raises(migrate.MigrationError, match="pyjobs sql --roles"):
+        migrate.migrate(bare.url("of_plain", "plain"))
+    assert migrate.migrate(bare.url("of_maker", "maker")).files == ("grants.sql",)
+    assert migrate.migrate(bare.url("of_plain", "plain")).files == ("grants.sql",)
+
+
 # -- one at a time
 
 

@@ -144,6 +144,7 @@ class RawWorker(Session):
             self.unsure = batch
             self._post(calls, batch)
             self.unsure = None
+            self.stopping.wait(self.options.get("pause", 0))
 
     def _post(self, calls: Calls, batch: dict[str, Any]) -> None:
         items = batch["items"]

@@ -160,6 +160,15 @@ class Pair:
         self.follow()
 
 
+def as_owner(server: embedded.EmbeddedServer) -> dict[str, Any]:
+    """Arguments to run a program as the user whom a server's data belong to."""
+    return {
+        "cwd": str(server.socket_dir),
+        "env": embedded._environment(),
+        **embedded._Account.choose().popen(),
+    }
+
+
 def freeze(server: embedded.EmbeddedServer) -> None:
     """Stop every process of a server: it neither answers nor goes away."""
     for pid in processes(server):
