@@ -13,7 +13,7 @@ STORM_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
 
-.PHONY: help demo test prove beyond storm storm-share explore test-matrix lint format generate clean
+.PHONY: help demo test prove beyond storm storm-share explore explore-share test-matrix lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,7 +36,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # What takes too long for every day; each part has a longer form of its own.
-prove: beyond storm-share
+prove: beyond storm-share explore-share
 
 # Behind a pooler, on a standby, at the server's limits.
 beyond: $(VENV)/.test
@@ -47,6 +47,10 @@ test-matrix: $(VENV)/.test
 
 explore: $(VENV)/.test
 	$(BIN)/python -m tests.explorer run $(EXPLORE_ARGS)
+
+# Fails if it does not get through them in 15 minutes.
+explore-share: $(VENV)/.test
+	$(BIN)/python -m tests.explorer run --schedules 20000 --seconds 900 --workers 2
 
 storm: $(VENV)/.test
 	$(BIN)/python -m tests.storm $(STORM_ARGS)

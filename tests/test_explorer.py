@@ -17,6 +17,7 @@ import pytest
 
 from pyjobs import embedded
 from tests.explorer import scenarios, search
+from tests.explorer.acts import ACTIONS
 from tests.explorer.broken import BREAKS
 from tests.explorer.explore import Explorer
 from tests.explorer.instrument import FOLDERS, instrument, strip, unbound
@@ -33,6 +34,13 @@ SHIPPED = {
     f"{folder}/{path.name}": path.read_text("utf-8")
     for folder in FOLDERS
     for path in sorted((ROOT / "sql" / folder).glob("*.sql"))
+}
+
+# All that is public but for the readers.
+PUBLIC = {
+    name.partition("/")[2].removesuffix(".sql")
+    for name in SHIPPED
+    if not name.startswith("internal/")
 }
 
 
@@ -108,7 +116,40 @@ def test_a_schedule_is_a_line():
 
 def test_the_scenarios_have_names_of_their_own():
     names = [s.name for s in scenarios.every()]
-    assert len(names) == len(set(names)) > 400
+    assert len(names) == len(set(names)) > 1500
+
+
+def test_each_public_function_that_changes_something_has_a_scenario():
+    """The list is that of the folders: a new function without an action fails here."""
+    assert {f for ops in _actions().values() for f in ops} == PUBLIC
+
+
+def test_each_pair_of_them_has_a_scenario_on_one_job():
+    covered = set()
+    for scenario in scenarios.pairs():
+        assert scenario.jobs == 1
+        one, two = (
+            next(op.function for op in ops if op.kind == "call") for ops in scenario.sessions
+        )
+        covered.add(frozenset((one, two)))
+    wanted = {frozenset(p) for p in itertools.combinations_with_replacement(sorted(PUBLIC), 2)}
+    assert wanted - covered == set()
+
+
+def test_the_last_two_and_three_end_in_every_way():
+    """Committed, rolled back and again, rolled back for good, rolled back to a savepoint."""
+    names = {s.name for s in scenarios.named()}
+    ways = ["commit", "again", "never", "undone"]
+    for count in (2, 3):
+        for ends in itertools.combinations_with_replacement(ways, count):
+            assert f"last-{count}-{'-'.join(ends)}" in names
+
+
+def _actions() -> dict[str, list[str]]:
+    return {
+        name: [op.function for op in make(1) if op.kind == "call"]
+        for name, (make, _) in ACTIONS.items()
+    }
 
 
 def test_a_schedule_repeats(explorer):

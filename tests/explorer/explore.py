@@ -186,16 +186,23 @@ def work(url: str, number: int, given: argparse.Namespace) -> Total:
 
     explorer = Explorer(Database(url, f"explorer_{number}"))
     until = time.monotonic() + given.seconds
+    wanted = given.schedules and -(-given.schedules // given.workers)
     chosen = [s for s in scenarios.every() if given.only in s.name]
     mine = spread(chosen, number, given.workers)
+    if wanted:
+        # Each scenario has its turn, and a third is random.
+        given.limit = max(1, wanted * 2 // 3 // len(mine))
+        given.bound = 1
     # First all with few preemptions, everywhere; then those with one more, for half of what is
     # left; then random ones.
-    for bound in range(1, given.bound + 1):
+    for bound in range(1, 0 if given.random else given.bound + 1):
         share = 1 if bound == 1 else 2
         end = time.monotonic() + (until - time.monotonic()) / share
         say(tell, explorer.systematically(mine, bound, limit=given.limit, until=end))
     if not given.only:
-        seeds = itertools.count(given.seed + number, given.workers)
+        seeds: Iterable[int] = itertools.count(given.seed + number, given.workers)
+        if wanted:
+            seeds = itertools.islice(seeds, max(0, wanted - explorer.total.schedules))
         say(tell, explorer.at_random(seeds, until, list(scenarios.named())))
     explorer.close()
     return explorer.total

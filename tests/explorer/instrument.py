@@ -28,9 +28,16 @@ _NAME = re.compile(r"create or replace function (pyjobs(?:_internal)?)\.(\w+)")
 #   W  writes or locks rows, or takes an exclusive lock       S  takes a shared lock
 # and, added by the scheduler, C: what was written or locked is committed or given up.
 Effect = tuple[str, str]
-# Written by nobody while sessions run.
-_CONSTANT = {"job_state", "job_transition", "test_clock"}
-_LOCKS = {"intake_key": "@intake", "serving_key": "@serving", "offer_key": "@offer"}
+# Written by nobody while sessions run: tables of the deployment, and the tests' clock.
+CONSTANT = {"job_state", "job_transition"}
+_UNCHANGED = {*CONSTANT, "test_clock"}
+_LOCKS = {
+    "intake_key": "@intake",
+    "serving_key": "@serving",
+    "offer_key": "@offer",
+    "waiting_key": "@waiting",
+    "arrival_key": "@arrival",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +112,7 @@ def instrument(root: Path, changes: dict[str, str] | None = None) -> Instrumente
                 at,
                 kind,
                 lines[at - 1].strip(),
-                frozenset(e for e in done if e[0] not in _CONSTANT),
+                frozenset(e for e in done if e[0] not in _UNCHANGED),
                 kind == "raise",
             )
             places.append(place)
@@ -245,7 +252,7 @@ class _Effects:
         if key not in self._done:
             self._done[key] = frozenset()
             self._done[key] = frozenset(
-                e for e in self.of(self._functions[name].initial) if e[0] not in _CONSTANT
+                e for e in self.of(self._functions[name].initial) if e[0] not in _UNCHANGED
             )
         return self._done[key]
 

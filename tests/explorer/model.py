@@ -11,9 +11,12 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tests.explorer import effects
+from tests.explorer.effects import CLAIMS
 from tests.explorer.rules import (
     CLAIMABLE,
     FINAL,
+    claimable_batches,
     job_of,
     rows,
     shown,
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from tests.explorer.rules import Row, State
     from tests.explorer.run import Call, Outcome
 
-CLAIMS = {"claim_next_job", "claim_next_batch", "claim_jobs", "record_and_claim"}
 LEASED = {"record_batch", "record_and_claim", "extend_lease", "release_batch"}
 # From which states an operator's call may be refused as illegal.
 _ILLEGAL: dict[str, Callable[[str], bool]] = {
@@ -38,7 +40,7 @@ _ILLEGAL: dict[str, Callable[[str], bool]] = {
 
 def judge(outcome: Outcome) -> Iterator[str]:
     """What no order of the calls can explain."""
-    cut_off = {s.session for s in outcome.steps if s.kind in ("timeout", "deadlock")}
+    cut_off = {s.session for s in outcome.steps if s.kind == "timeout"}
     for call in outcome.calls:
         if call.answer is None or call.op.function is None:
             continue
@@ -80,8 +82,14 @@ class _Call:
             return
         if self.name in CLAIMS:
             yield from self._claimed()
+        if self.name == "record_batches":
+            yield from self._outcomes()
+        if self.call.undisturbed and self.alone and not self.outcome.scenario.linger:
+            yield from self._in_peace()
         if not self.call.kept or self.after is None or not self.alone:
             return
+        assert self.call.ended is not None
+        yield from effects.wrong(self.call, self.outcome.states[self.call.ended - 1], self.after)
         if self.name in ("record_batch", "record_and_claim"):
             yield from self._recorded()
         status = self._returned_status()
@@ -93,12 +101,16 @@ class _Call:
     def _may_fail(self, sqlstate: str) -> bool:
         jobs = [j for s in self.window for j in rows(s, "job")]
         match sqlstate:
-            case "40P01" | "57014":  # the scheduler breaks a deadlock by a cancel
-                return self.outcome.scenario.jobs > 1
-            case "PJ001" | "PJ003" | "PJ006" if not self.alone:
+            case "40P01":  # the server's own report
+                return self.outcome.scenario.may_deadlock
+            case "PJ001" | "PJ003" | "PJ004" | "PJ006" if not self.alone:
                 return True  # it sees what its own transaction has done before
             case "PJ004":
-                return any(self._batch(s) is None for s in self.window)
+                of_batch = self.name in LEASED or self.name in ("report_refused", "record_batches")
+                return any(
+                    (self._batch(s) if of_batch else job_of(s, self.first)) is None
+                    for s in self.window
+                )
             case "PJ001":
                 return self.name in LEASED and (
                     not self.alone or any(not self._holds(s) for s in self.window)
@@ -156,7 +168,94 @@ class _Call:
                 if now is None or now["lease_epoch"] != epoch or now["state"] != "leased":
                     yield f"was given batch {batch} under epoch {epoch}, which it does not hold"
 
+    def _in_peace(self) -> Iterator[str]:
+        """With nobody else at work there is one answer, and this is it."""
+        before = self.window[0]
+        match self.name:
+            case "claim_next_job" | "claim_next_batch" | "claim_jobs":
+                yield from self._claimed_in_peace(before)
+            case "cancel_job":
+                job = job_of(before, self.first)
+                if job is None:
+                    return
+                leased = any(
+                    b["job_id"] == job["id"] and b["state"] == "leased"
+                    for b in rows(before, "batch")
+                )
+                wanted = (
+                    job["status"]
+                    if job["status"] in FINAL
+                    else "CANCELING"
+                    if leased and ", '0')" not in self.call.text
+                    else "REVOKED"
+                )
+                if self.answer.rows[0]["cancel_job"] != wanted:
+                    yield f"returned {self.answer.rows[0]['cancel_job']}, not {wanted}"
+            case "finalize_job":
+                job = job_of(before, self.first)
+                forced = "'" in self.call.text
+                if (
+                    job
+                    and forced
+                    and (self.answer.rows[0]["transitioned"] == "t") == (job["status"] in FINAL)
+                ):
+                    yield f"transitioned {self.answer.rows[0]['transitioned']}"
+
+    def _claimed_in_peace(self, before: State) -> Iterator[str]:
+        paused = {q["name"] for q in rows(before, "queue") if q["paused"]}
+        ready = {
+            job["id"]: len(
+                [
+                    b
+                    for b in claimable_batches(before, job)
+                    if b["due_at"] == "-infinity" or str(b["due_at"]) <= before["now"]
+                ]
+            )
+            for job in rows(before, "job")
+            if job["queue"] not in paused
+            and str(job["run_at"]) <= before["now"]
+            and (self.name == "claim_next_batch" or job["queue"] == "q")
+        }
+        got: Counter[int] = Counter(int(r["job_id"]) for r in self.answer.rows)
+        numbers = re.search(r", (\d+)\)$", self.call.text)
+        most = int(numbers[1]) if numbers else 1
+        if self.name == "claim_next_batch":
+            wanted = min(most, ready.get(self.first, 0))
+            if got.total() != wanted:
+                yield f"was given {got.total()} batches, not {wanted}"
+        elif self.name == "claim_jobs":
+            wanted = min(most, sum(n > 0 for n in ready.values()))
+            if len(got) != wanted or got.total() != wanted:
+                yield f"was given {dict(got)}, not one of each of {wanted} jobs"
+        elif any(ready.values()):
+            if len(got) != 1 or any(n != min(most, ready[j]) for j, n in got.items()):
+                yield f"was given {dict(got)} of {ready}"
+        elif got:
+            yield f"was given {dict(got)}, and there was nothing"
+
     # -- results
+
+    def _outcomes(self) -> Iterator[str]:
+        """What became of each of many."""
+        listed = re.findall(r"'{([\d,]+)}'", self.call.text)
+        ids, epochs = ([int(n) for n in text.split(",")] for text in listed)
+        if [int(r["batch_id"]) for r in self.answer.rows] != ids:
+            yield "did not answer for each, in order"
+        for row, epoch in zip(self.answer.rows, epochs, strict=True):
+            seen = [
+                b for s in self.window for b in rows(s, "batch") if b["id"] == int(row["batch_id"])
+            ]
+            held = [b["state"] == "leased" and b["lease_epoch"] == epoch for b in seen]
+            already = [b["state"] == "recorded" and b["lease_epoch"] == epoch for b in seen]
+            match row["outcome"]:
+                case "recorded":
+                    right = any(held)
+                case "already":
+                    right = any(already)
+                case _:
+                    right = not all(held) and not all(already)
+            if self.alone and not right:
+                yield f"said {row['outcome']} of batch {row['batch_id']}"
 
     def _recorded(self) -> Iterator[str]:
         assert self.after is not None
@@ -270,7 +369,9 @@ def _items(outcome: Outcome) -> Iterator[str]:
             )
             for s in (outcome.states[0], outcome.states[-1])
         )
-        if any(c.op.function in ("enqueue_job", "enqueue_jobs") for c in outcome.calls):
+        if any(
+            c.op.function in ("enqueue_job", "enqueue_jobs", "purge_jobs") for c in outcome.calls
+        ):
             continue
         wanted = before + given[emitted, True]
         if after != wanted:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 Row = dict[str, Any]
 State = dict[str, Any]
@@ -83,16 +83,20 @@ def broken(state: State, *, excused: bool) -> Iterator[str]:
             *_last_one_out(state, job, excused=excused),
             *_one_winner(state, job),
             *_offers(state, job),
+            *_marks(state, job),
         ):
             yield f"job {job['id']} ({job['status']}, run {job['run']}): {text}"
 
 
-def changed(before: State, after: State) -> Iterator[str]:
-    """What one transaction may not have changed."""
+def changed(before: State, after: State, *, purged: Collection[str] = frozenset()) -> Iterator[str]:
+    """What one transaction may not have changed. It may have deleted jobs ``purged``: so far."""
+    gone = set()
     for old in rows(before, "job"):
         new = job_of(after, old["id"])
         if new is None:
-            yield f"job {old['id']} is gone"
+            gone.add(old["id"])
+            if old["status"] not in purged:
+                yield f"job {old['id']}, {old['status']}, is gone"
             continue
         name = f"job {old['id']}"
         if new["run"] == old["run"]:
@@ -109,8 +113,11 @@ def changed(before: State, after: State) -> Iterator[str]:
     for old in rows(before, "batch"):
         new = batches.get(old["id"])
         if new is None:
-            yield f"batch {old['id']} is gone"
+            if old["job_id"] not in gone:
+                yield f"batch {old['id']} is gone"
             continue
+        if old["job_id"] in gone:
+            yield f"batch {old['id']} is left of job {old['job_id']}, which is gone"
         if old["state"] in ("recorded", "failed"):
             wrong = [k for k in old if k != "quiet" and old[k] != new[k]]
             if wrong:
@@ -124,17 +131,18 @@ def changed(before: State, after: State) -> Iterator[str]:
             and new["worker"] != old["worker"]
         ):
             yield f"batch {old['id']}: another holder under the same epoch"
+    stages = {(s["job_id"], s["run"], s["no"]): s for s in rows(after, "stage")}
     for old in rows(before, "stage"):
-        now = next(
-            s
-            for s in rows(after, "stage")
-            if (s["job_id"], s["run"], s["no"]) == (old["job_id"], old["run"], old["no"])
-        )
+        now = stages.get((old["job_id"], old["run"], old["no"]))
+        if now is None:
+            if old["job_id"] not in gone:
+                yield f"stage {old['no']} of job {old['job_id']} is gone"
+            continue
         if (old["done"] and now != old) or (old["open"] and not now["open"]):
             yield f"stage {old['no']} of job {old['job_id']}: what was done is changed"
     kept = {h["id"]: h for h in rows(after, "history")}
     for old in rows(before, "history"):
-        if kept.get(old["id"]) != old:
+        if kept.get(old["id"]) != old and old["job_id"] not in gone:
             yield f"history {old['id']} is changed or gone"
 
 
@@ -279,6 +287,17 @@ def _offers(state: State, job: Row) -> Iterator[str]:
     own = [o for o in rows(state, "offer") if o["job_id"] == job["id"]]
     if not any(o["due_at"] <= latest and o["queue"] == job["queue"] for o in own):
         yield f"batch {batches[0]['id']} can be claimed, and no offer says so"
+
+
+def _marks(state: State, job: Row) -> Iterator[str]:
+    """A claim that begins at the low-water mark passes over nothing."""
+    marks: dict[int, int] = defaultdict(int)
+    for mark in of_run(state, "mark", job):
+        marks[mark["stage"]] = max(marks[mark["stage"]], mark["pos"])
+    for batch in of_run(state, "batch", job):
+        waits = batch["state"] == "pending" and batch["due_at"] == "-infinity"
+        if waits and batch["pos"] < marks[batch["stage"]]:
+            yield f"batch {batch['id']} waits below the mark {marks[batch['stage']]}"
 
 
 _TIMES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import select
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from tests.explorer.sessions import Database
 
 _VACUUM_EVERY = 250
-_TABLES = (
-    "batch, claim_mark, stage, job_start, offer, history, refusal, worker, queue, job, test_clock"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +47,52 @@ class Scenario:
     setup: tuple[str, ...]
     sessions: tuple[tuple[Op, ...], ...]
     jobs: int = 1
-    # A cancel that could not settle may leave the end to the reaper.
-    needs_reap: bool = False
     linger: bool = False
+
+    @property
+    def may_deadlock(self) -> bool:
+        """Whether its callers' own order can make a deadlock.
+
+        That is: with several jobs, or where one transaction has several calls of which one is no
+        worker's. Workers' calls on one job never do, in whatever order and number.
+        """
+        if self.jobs > 1:
+            return True
+        for ops in self.sessions:
+            own: set[str | None] = set()
+            calls = 0
+            for op in ops:
+                if op.kind == "call":
+                    calls += 1
+                    own.add(op.function)
+                elif op.kind in ("commit", "rollback"):
+                    if calls > 1 and not own <= WORKERS:
+                        return True
+                    own, calls = set(), 0
+        return False
+
+
+# What workers call. (Only the epoch of a batch decides there, and claims never wait.)
+WORKERS = {
+    "claim_jobs",
+    "claim_next_batch",
+    "claim_next_job",
+    "extend_lease",
+    "record_and_claim",
+    "record_batch",
+    "record_batches",
+    "release_batch",
+    "report_refused",
+}
+
+
+class _DeadlockError(Exception):
+    """A deadlock that callers made: the server is to find it itself."""
+
+    def __init__(self, victim: int, choices: list[tuple[int, int | str]]) -> None:
+        super().__init__()
+        self.victim = victim
+        self.choices = choices
 
 
 @dataclasses.dataclass
@@ -67,6 +108,7 @@ class Step:
     bounded: tuple[int, ...]  # those that wait no longer than a bound
     current: int | None  # who went before, if it could have gone on
     waits: bool = False  # it came to a lock that it had to wait for
+    state: int = 0  # the last state committed when it began
 
     @property
     def label(self) -> str:
@@ -88,6 +130,8 @@ class Call:
     ended: int | None = None  # the state that its transaction's end made
     kept: bool = False  # committed, and not in a savepoint that was rolled back
     step: int = 0  # index of its last step
+    first_step: int = 0
+    undisturbed: bool = False  # nobody else had a transaction open, from its beginning to its end
     transaction: int = 0  # of its session
 
 
@@ -135,6 +179,7 @@ class Plan:
 
     def __init__(self, choices: list[tuple[int, int | str]]) -> None:
         self._left: list[list[Any]] = [list(c) for c in choices]
+        self._more = True
 
     def choose(
         self, runnable: list[int], bounded: list[int], current: int | None
@@ -148,6 +193,7 @@ class Plan:
                 return session, steps
             # It waits, or has ended: the rest of its turn falls away.
             self._left.pop(0)
+        self._more = False
         if not runnable:
             return bounded[0], "!"
         return (current if current is not None else runnable[0]), None
@@ -155,6 +201,32 @@ class Plan:
     def passed(self, session: int, steps: int) -> None:
         if self._left and self._left[0][0] == session and self._left[0][1] != "!":
             self._left[0][1] -= steps
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the last choice was one of those given."""
+        return self._more
+
+
+class Then:
+    """The choices of a plan, as long as it has some, and then those of another strategy."""
+
+    def __init__(self, plan: Plan, strategy: Strategy) -> None:
+        self._plan: Plan | None = plan
+        self._strategy = strategy
+
+    def choose(
+        self, runnable: list[int], bounded: list[int], current: int | None
+    ) -> tuple[int, int | str | None]:
+        if self._plan is not None:
+            chosen = self._plan.choose(runnable, bounded, current)
+            if self._plan.has_more:
+                return chosen
+            self._plan = None
+        return self._strategy.choose(runnable, bounded, current)
+
+    def passed(self, session: int, steps: int) -> None:
+        (self._plan or self._strategy).passed(session, steps)
 
 
 @dataclasses.dataclass
@@ -207,6 +279,7 @@ class Runner:
         self.links: list[Link] = []
         self.runs = 0
         self._sessions: list[_Session] = []
+        self._victims: set[int] = set()
         self._by_link: dict[int, _Session] = {}
 
     def close(self) -> None:
@@ -214,21 +287,32 @@ class Runner:
             link.close()
 
     def run(self, scenario: Scenario, strategy: Strategy) -> Outcome:
-        """Set the scene and let the sessions go, one step at a time."""
-        self._set_up(scenario)
-        self.outcome = Outcome(scenario, [], [], [self.control.state()])
-        try:
-            self._go(strategy)
-        finally:
-            self._tidy()
-        return self.outcome
+        """Set the scene and let the sessions go, one step at a time.
 
-    def _set_up(self, scenario: Scenario) -> None:
+        Where callers made a deadlock, the same is run again with the server's own detector at work
+        in the session that was the last to wait: then it is the server that refuses it.
+        """
+        victims: set[int] = set()
+        while True:
+            self.outcome = Outcome(scenario, [], [], [self._set_up(scenario)])
+            for number in victims:
+                self.links[number].run("set deadlock_timeout = '1ms'")
+            self._victims = victims
+            try:
+                self._go(strategy)
+            except _DeadlockError as found:
+                victims = {*victims, found.victim}
+                strategy = Then(Plan(found.choices), strategy)
+            else:
+                return self.outcome
+            finally:
+                self._tidy()
+
+    def _set_up(self, scenario: Scenario) -> dict[str, Any]:
         self.runs += 1
         if self.runs % _VACUUM_EVERY == 0:
-            for table in _TABLES.split(", "):
-                self.control.run(f"vacuum pyjobs_internal.{table}")
-        self.control.run("; ".join(f"begin; {s}; commit" for s in _setup(scenario)))
+            self.control.run(f"vacuum {', '.join(self.database.tables)}")
+        state = self.control.set_scene(scenario.setup)
         while len(self.links) < len(scenario.sessions):
             link = Link(self.database, len(self.links) + 1)
             link.prepare()
@@ -238,18 +322,48 @@ class Runner:
             for n, ops in enumerate(scenario.sessions)
         ]
         self._by_link = {s.link.fd: s for s in self._sessions}
+        return state
 
     def _tidy(self) -> None:
         """Nothing of a schedule is left, whatever came of it."""
         clean = all(s.status == "done" and not s.open for s in self._sessions)
         if clean:
             self.control.run("select pg_advisory_unlock_all()")
+            for number in self._victims:
+                self.links[number].run("reset deadlock_timeout")
+            return
+        if self._unwind():
             return
         for link in self.links:
-            self.control.run(f"select pg_terminate_backend({link.pid}, 5000)")
-            link.close()
+            self.control.run(f"select pg_terminate_backend({link.pid})")
+        for link in self.links:
+            link.await_end()
         self.links.clear()
         self.control.run("select pg_advisory_unlock_all()")
+
+    def _unwind(self) -> bool:
+        """Cancel what is under way, and keep the sessions: their plans took long to make."""
+        self.control.run("select pg_advisory_unlock_all()")
+        for _ in range(40):
+            busy = [link for link in self.links if link.busy]
+            if not busy:
+                break
+            for link in busy:
+                self.control.run(f"select pg_cancel_backend({link.pid})")
+            select.select([link.fd for link in busy], [], [], 0.05)
+            for link in busy:
+                link.hear()
+        else:
+            return False
+        for link in self.links:
+            for statement in ("rollback", "select pg_advisory_unlock_all()"):
+                # A signal that came late ends at most one of these.
+                with contextlib.suppress(TroubleError):
+                    link.run(statement)
+                link.run(statement)
+            link.run("reset deadlock_timeout")
+            link.places.clear()
+        return True
 
     # -- the schedule
 
@@ -282,11 +396,16 @@ class Runner:
     def _break_deadlock(self) -> None:
         """Everybody waits: the last to begin is refused, as the server would do it."""
         waiting = [s for s in self._sessions if s.status == "waiting"]
-        names = ", ".join(chr(97 + s.number) for s in waiting)
-        if self.outcome.scenario.jobs == 1:
-            self.outcome.problems.append(f"deadlock of sessions {names}")
         victim = max(waiting, key=self._last_step)
-        self._end_wait(victim, "deadlock")
+        if not self.outcome.scenario.may_deadlock:
+            names = ", ".join(chr(97 + s.number) for s in waiting)
+            self.outcome.problems.append(f"deadlock of sessions {names}")
+            self._end_wait(victim, "deadlock")
+        elif victim.number in self._victims:
+            # The server's detector will find it.
+            self._end_wait(victim, "deadlock", cancel=False)
+        else:
+            raise _DeadlockError(victim.number, self.outcome.choices)
 
     def _runnable(self) -> list[int]:
         return [s.number for s in self._sessions if s.status in ("ready", "gate")]
@@ -313,7 +432,8 @@ class Runner:
         if was_at:
             query.append(f"pg_advisory_unlock({link.number}, {was_at})")
         if query:
-            self.control.value("select " + ", ".join(query))
+            # Who stands at a gate goes on by this; who is to begin must find it done.
+            (self.control.post if was_at else self.control.value)("select " + ", ".join(query))
         place = session.place if session.status == "gate" else None
         self._note(session, place, current)
         if session.status == "ready":
@@ -336,8 +456,12 @@ class Runner:
                 tuple(sorted(runnable)),
                 tuple(waiting),
                 current,
+                state=len(self.outcome.states) - 1,
             )
         )
+        for other in self._sessions:
+            if other.call and other is not session:
+                other.call.undisturbed = False
         if session.call:
             session.call.step = len(self.outcome.steps) - 1
 
@@ -376,6 +500,8 @@ class Runner:
                 text,
                 len(self.outcome.states) - 1,
                 step=len(self.outcome.steps) - 1,
+                first_step=len(self.outcome.steps) - 1,
+                undisturbed=not any(s.open for s in self._sessions if s is not session),
             )
             session.call.transaction = sum(
                 o.kind in ("commit", "rollback") for o in session.ops[: session.at]
@@ -443,7 +569,9 @@ class Runner:
         session.calls = []
         session.open = False
         session.failed = False
-        self.outcome.states.append(self.control.state())
+        states = self.outcome.states
+        # Nobody sees anything of what was rolled back.
+        states.append(self.control.state() if committed else states[-1])
 
     # -- waiting
 
@@ -560,19 +688,18 @@ class Runner:
         session: _Session,
         kind: str,
         choice: tuple[tuple[int, ...], tuple[int, ...], int | None] = ((), (), None),
+        *,
+        cancel: bool = True,
     ) -> None:
         self._resume(session, kind)
         step = self.outcome.steps[-1]
         step.runnable, step.bounded, step.current = choice
-        self.control.value(f"select pg_cancel_backend({session.link.pid})")
+        if cancel:
+            self.control.value(f"select pg_cancel_backend({session.link.pid})")
         # The signal takes its time: until the session has spoken it only seems to wait still.
         select.select([session.link.fd], [], [], STUCK)
         self._settle([session])
         self._wake()
-
-
-def _setup(scenario: Scenario) -> list[str]:
-    return ["select explorer.forget()", *scenario.setup]
 
 
 def _fill(text: str, values: dict[str, Any]) -> str | None:

@@ -8,17 +8,19 @@ runs or waits for a lock is asked of the server (``pg_blocking_pids``), never gu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import selectors
+import select
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import pq
 
 from pyjobs import embedded, migrate
-from tests.explorer.instrument import instrument, unbound
+from tests.explorer.instrument import CONSTANT, instrument, unbound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +40,9 @@ SETTINGS = {
     "max_wal_senders": "0",
     "synchronous_commit": "off",
 }
+# The plans that big tables have, whatever the vacuum says of these: a function called in a query
+# is then called as often in each schedule.
+_PLANS = ("enable_seqscan", "enable_bitmapscan")
 # Something is broken if a step takes longer than this; it decides nothing else.
 STUCK = 60.0
 
@@ -69,23 +74,64 @@ create function explorer.linger() returns int language sql as $$
     from pg_locks l
     where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 1 and l.granted
 $$;
-create function explorer.forget() returns void language plpgsql
-    set session_replication_role = replica as $$
+"""
+# What the tables held after a set-up is kept, and put back before each schedule. {tables} and
+# {sequences} are all that the schema has but for what is constant.
+_SCENES = """
+-- The time is a number that grows by one microsecond whenever it is asked for: a schedule repeats
+-- to the last bit.
+create sequence explorer.tick;
+create or replace function pyjobs_internal.clock() returns timestamptz
+language sql volatile parallel safe as $$
+    select '2100-01-01 00:00:00Z'::timestamptz + t.ahead
+        + nextval('explorer.tick') * interval '1 microsecond'
+    from pyjobs_internal.test_clock t
+$$;
+create type explorer.lease as (id bigint, epoch bigint);
+create table explorer.kept_sequence (scene int, name regclass, value bigint, called boolean);
+{kept_tables}
+-- Records what is leased and claims what there is until there is nothing, each call in a
+-- transaction of its own.
+create procedure explorer.work(rounds int) language plpgsql as $$
+declare
+    batch record;
+    none boolean;
 begin
-    delete from pyjobs_internal.batch;
-    delete from pyjobs_internal.claim_mark;
-    delete from pyjobs_internal.stage;
-    delete from pyjobs_internal.job_start;
-    delete from pyjobs_internal.offer;
-    delete from pyjobs_internal.history;
-    delete from pyjobs_internal.refusal;
-    delete from pyjobs_internal.worker;
-    delete from pyjobs_internal.queue;
-    delete from pyjobs_internal.job;
-    update pyjobs_internal.test_clock set ahead = '0';
-    perform setval('pyjobs_internal.job_id', 1, false);
-    perform setval('pyjobs_internal.batch_id', 1, false);
-    perform setval('pyjobs_internal.offer_pass', 1, false);
+    for n in 1 .. rounds loop
+        none := true;
+        for batch in
+            select * from unnest(array(
+                select (b.id, b.lease_epoch)::explorer.lease from pyjobs_internal.batch b
+                where b.state = 'leased' order by b.id))
+        loop
+            none := false;
+            perform pyjobs.record_batch(batch.id, batch.epoch);
+            commit;
+        end loop;
+        perform pyjobs.claim_next_job('last', '{q,r}', 10);
+        exit when not found and none;
+        commit;
+    end loop;
+end
+$$;
+create function explorer.forget() returns void language plpgsql as $$
+begin
+    {deletes}
+    insert into pyjobs_internal.test_clock (ahead) values ('0');
+    {restarts}
+end
+$$;
+create function explorer.keep(scene int) returns void language plpgsql as $$
+begin
+    {keeps}
+end
+$$;
+create function explorer.put_back(scene int) returns void language plpgsql as $$
+begin
+    {deletes}
+    {puts}
+    perform setval(k.name, k.value, k.called) from explorer.kept_sequence k
+    where k.scene = put_back.scene;
 end
 $$;
 """
@@ -93,9 +139,11 @@ _BOUND = """
 create or replace function pyjobs_internal.bound_wait(until timestamptz) returns void
 language sql as $$ select null $$;
 """
-STATE = b"""
+_STATE = b"""
 select json_build_object(
-    'now', (select clock_timestamp() + ahead from pyjobs_internal.test_clock),
+    'now', (select '2100-01-01 00:00:00Z'::timestamptz + c.ahead
+        + t.last_value * interval '1 microsecond'
+        from pyjobs_internal.test_clock c, explorer.tick t),
     'job', (select json_agg(j order by j.id) from pyjobs_internal.job j),
     'stage', (select json_agg(s order by s.job_id, s.run, s.no) from pyjobs_internal.stage s),
     'batch', (select json_agg(to_jsonb(b) || jsonb_build_object('quiet',
@@ -103,7 +151,13 @@ select json_build_object(
     'offer', (select json_agg(o order by o.id) from pyjobs_internal.offer o),
     'start', (select json_agg(m) from pyjobs_internal.job_start m),
     'queue', (select json_agg(q) from pyjobs_internal.queue q),
+    'mark', (select json_agg(m) from pyjobs_internal.claim_mark m),
     'history', (select json_agg(h order by h.id) from pyjobs_internal.history h))
+"""
+
+
+_BLOCKERS = b"""
+select coalesce(json_agg(json_build_array(p, pg_blocking_pids(p))), '[]') from unnest($1::int[]) p
 """
 
 
@@ -127,6 +181,8 @@ class Database:
         with psycopg.connect(server_url, autocommit=True) as conn:
             conn.execute(f"drop database if exists {name} with (force)".encode())
             conn.execute(f"create database {name}".encode())
+            for setting in _PLANS:
+                conn.execute(f"alter database {name} set {setting} = off".encode())
         self.url = psycopg.conninfo.make_conninfo(server_url, dbname=name)
         migrate.migrate(self.url)
         self.code: Instrumented = instrument(root, changes)
@@ -143,10 +199,59 @@ class Database:
             conn.execute(_BOUND.encode())
             for text in for_tests:
                 conn.execute(text.encode())
+            self.tables, scenes = _scenes(conn)
+            conn.execute(scenes.encode())
 
     def is_point(self, place: int) -> bool:
         """Whether sessions stop at this place."""
         return self.every_statement or self.code.places[place].shared
+
+
+def _scenes(conn: psycopg.Connection[Any]) -> tuple[list[str], str]:
+    """The tables, and the functions that keep and put back what they hold."""
+    found = conn.execute(
+        "select c.relname, c.relkind::text, array(select quote_ident(a.attname)"
+        " from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
+        " and a.attgenerated = '' order by a.attnum)"
+        " from pg_class c where c.relnamespace = 'pyjobs_internal'::regnamespace"
+        " and c.relkind in ('r', 'S', 'p') and not c.relispartition"
+        " and c.relname <> all (%s) order by c.relname",
+        [sorted(CONSTANT)],
+    ).fetchall()
+    tables = [(name, ", ".join(columns)) for name, kind, columns in found if kind != "S"]
+    sequences = [
+        *(f"pyjobs_internal.{name}" for name, kind, _ in found if kind == "S"),
+        "explorer.tick",
+    ]
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name, columns in tables:
+        kept = f"explorer.kept_{name}"
+        parts["kept_tables"].append(
+            f"create table {kept} as select 0 as kept_scene, 0::bigint as kept_order, {columns}"
+            f" from pyjobs_internal.{name} where false;"
+            f" create index on {kept} (kept_scene, kept_order);"
+        )
+        parts["deletes"].append(f"delete from pyjobs_internal.{name};")
+        parts["keeps"].append(
+            f"insert into {kept} select keep.scene, row_number() over (order by t.ctid), {columns}"
+            f" from pyjobs_internal.{name} t;"
+        )
+        parts["puts"].append(
+            f"if exists (select from {kept} where kept_scene = put_back.scene) then"
+            f" insert into pyjobs_internal.{name} ({columns}) overriding system value"
+            f" select {columns} from {kept} where kept_scene = put_back.scene"
+            " order by kept_order; end if;"
+        )
+    for name in sequences:
+        parts["restarts"].append(f"perform setval('{name}', 1, false);")
+        parts["keeps"].append(
+            f"insert into explorer.kept_sequence select keep.scene, '{name}', s.last_value,"
+            f" s.is_called from {name} s;"
+        )
+    text = _SCENES
+    for name, lines in parts.items():
+        text = text.replace(f"{{{name}}}", "\n    ".join(lines))
+    return [f"pyjobs_internal.{name}" for name, _ in tables], text
 
 
 @dataclasses.dataclass
@@ -220,6 +325,14 @@ class Link:
         value = result.get_value(0, 0)
         return "" if value is None else value.decode()
 
+    def await_end(self) -> None:
+        """Close it once the server's side has ended; all its locks are free then."""
+        with contextlib.suppress(psycopg.OperationalError):
+            while self.conn.status == pq.ConnStatus.OK:
+                select.select([self.fd], [], [], STUCK)
+                self.conn.consume_input()
+        self.close()
+
     def close(self) -> None:
         self.conn.finish()
 
@@ -252,19 +365,81 @@ class Control(Link):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database, 0)
+        for name, query in (("state", _STATE), ("blockers", _BLOCKERS)):
+            self.conn.prepare(name.encode(), query)
+        self._scenes: dict[tuple[str, ...], tuple[int, dict[str, Any]]] = {}
+        self._kept = 0
+        self._posted = False
+        # Another connection, as the setting would throw away the plans of this one each time.
+        self._hands = Link(database, 0)
+        self._hands.run("set session_replication_role = replica")
+
+    def set_scene(self, setup: tuple[str, ...]) -> dict[str, Any]:
+        """Make the tables what they are after ``setup``; what they hold then.
+
+        The statements themselves run once. A scene that somebody had in hand, and gave up, is made
+        anew each time: a row that is put back is one that nobody has touched.
+        """
+        number, state = self._scenes.get(setup, (None, {}))
+        if number:
+            self._hands.value(f"select explorer.put_back({number})")
+            return state
+        self._hands.value("select explorer.forget()")
+        for statement in setup:
+            self.run(f"begin; {statement}; commit")
+        state = self.state()
+        if number is None:
+            self._scenes[setup] = (0, state)
+            if all(batch["quiet"] for batch in state["batch"] or []):
+                self._kept += 1
+                self._hands.value(f"select explorer.keep({self._kept})")
+                self._hands.value(f"select explorer.put_back({self._kept})")
+                if self.state() == state:
+                    self._scenes[setup] = (self._kept, state)
+        return state
+
+    def close(self) -> None:
+        self._hands.close()
+        super().close()
+
+    def post(self, query: str) -> None:
+        """Run a query of which only the effect matters, and do not wait for its end."""
+        self.settle()
+        self.conn.send_query(query.encode())
+        self.conn.flush()
+        self._posted = True
+
+    def settle(self) -> None:
+        """Wait for the end of what was posted."""
+        if self._posted:
+            self._posted = False
+            while (result := self.conn.get_result()) is not None:
+                if result.status != pq.ExecStatus.TUPLES_OK:
+                    raise TroubleError(result.error_message.decode())
+
+    def run(self, query: str) -> list[Answer]:
+        self.settle()
+        return super().run(query)
+
+    def value(self, query: str) -> str:
+        self.settle()
+        return super().value(query)
 
     def blockers(self, pids: list[int]) -> dict[int, set[int]]:
         """Who really waits for a lock, and for whom."""
-        found = self.value(
-            "select coalesce(json_agg(json_build_array(p, pg_blocking_pids(p))), '[]')"
-            f" from unnest(array{pids}::int[]) p"
-        )
+        self.settle()
+        given = "{" + ",".join(map(str, pids)) + "}"
+        result = self.conn.exec_prepared(b"blockers", [given.encode()])
+        found = result.get_value(0, 0)
+        if found is None:
+            raise TroubleError(result.error_message.decode())
         # Who waits for us stands at a gate.
         return {pid: set(by) for pid, by in json.loads(found) if set(by) - {self.pid}}
 
     def state(self) -> dict[str, Any]:
         """What the tables hold."""
-        result = self.conn.exec_(STATE)
+        self.settle()
+        result = self.conn.exec_prepared(b"state", [])
         value = result.get_value(0, 0)
         if value is None:
             raise TroubleError(result.error_message.decode())
@@ -283,32 +458,28 @@ def settle(
     """
     running = {link.fd: link for link in links}
     began = time.monotonic()
-    pause = 0.001
-    with selectors.DefaultSelector() as selector:
-        for fd in running:
-            selector.register(fd, selectors.EVENT_READ)
+    pause = 0.0003
 
-        def hear(link: Link) -> bool:
-            if is_settled(link, link.hear()):
-                selector.unregister(link.fd)
-                del running[link.fd]
-                return True
-            return False
+    def hear(link: Link) -> bool:
+        if is_settled(link, link.hear()):
+            del running[link.fd]
+            return True
+        return False
 
-        while running:
-            came = selector.select(pause)
-            for key, _ in came:
-                hear(running[key.fd])
-            if came:
-                continue
-            blocked = control.blockers([link.pid for link in running.values()])
-            # While one of them still runs, what the others wait for may pass.
-            if len(blocked) == len(running):
-                # A notice that was sent before the wait has arrived by now.
-                heard = [hear(link) for link in list(running.values())]
-                if not any(heard):
-                    return list(running.values())
-            pause = min(pause * 2, 0.05)
-            if time.monotonic() - began > STUCK:
-                raise TroubleError("a session neither goes on nor waits for a lock")
+    while running:
+        came, _, _ = select.select(list(running), [], [], pause)
+        for fd in came:
+            hear(running[fd])
+        if came:
+            continue
+        blocked = control.blockers([link.pid for link in running.values()])
+        # While one of them still runs, what the others wait for may pass.
+        if len(blocked) == len(running):
+            # A notice that was sent before the wait has arrived by now.
+            heard = [hear(link) for link in list(running.values())]
+            if not any(heard):
+                return list(running.values())
+        pause = min(pause * 2, 0.05)
+        if time.monotonic() - began > STUCK:
+            raise TroubleError("a session neither goes on nor waits for a lock")
     return []
