@@ -13,7 +13,7 @@ STORM_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
 
-.PHONY: help demo test prove beyond storm storm-share explore explore-share test-matrix lint format generate clean
+.PHONY: help demo test prove beyond storm storm-share explore explore-share fuzz test-matrix lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test         run the tests (PYTEST_ARGS="-k name" for some of them)'
 	@echo 'make prove        try to refute it: a bounded share of each of the long tests'
 	@echo 'make beyond       proxies, standbys, full disks, time-outs, sessions ended'
+	@echo 'make fuzz         call every function with input that nobody should send'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
 	@echo 'make storm        kill clients, sessions and the server for an hour (STORM_ARGS="--minutes 5")'
 	@echo 'make explore      look for a schedule that breaks a rule (EXPLORE_ARGS="--seconds 3600")'
@@ -36,7 +37,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # What takes too long for every day; each part has a longer form of its own.
-prove: beyond storm-share explore-share
+prove: beyond storm-share explore-share fuzz
 
 # Behind a pooler, on a standby, at the server's limits.
 beyond: $(VENV)/.test
@@ -44,6 +45,10 @@ beyond: $(VENV)/.test
 
 test-matrix: $(VENV)/.test
 	$(BIN)/python tools/test_matrix.py --download '$(PG_VERSIONS)' -- -n 2 $(PYTEST_ARGS)
+
+# Every function under input that nobody should send; PYJOBS_FUZZ=20000 for more of it.
+fuzz: $(VENV)/.test
+	$(BIN)/python -m pytest -m fuzz tests/test_fuzz.py -n 2 --dist worksteal $(PYTEST_ARGS)
 
 explore: $(VENV)/.test
 	$(BIN)/python -m tests.explorer run $(EXPLORE_ARGS)

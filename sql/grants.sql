@@ -2,7 +2,10 @@
 -- because a function that was dropped and made anew has lost its grants, and one that was replaced
 -- has kept old ones. Nobody but the owner reaches a table; the two relations and pyjobs.refused are
 -- for readers and operators. Locks: the catalogue rows of what it grants. Safe to run again.
-revoke all on schema pyjobs, pyjobs_internal from public;
+-- The owner's default privileges may have opened them.
+revoke all on schema pyjobs, pyjobs_internal, pyjobs_deploy from public;
+revoke all on all tables in schema pyjobs_deploy
+    from public, pyjobs_producer, pyjobs_worker, pyjobs_operator, pyjobs_reader;
 revoke all on schema pyjobs_internal from pyjobs_producer, pyjobs_worker, pyjobs_operator,
     pyjobs_reader;
 revoke all on all tables in schema pyjobs, pyjobs_internal

@@ -30,13 +30,17 @@ ALLOWED = {
 }
 
 
-def broken_rules(conn: psycopg.Connection[Any], *, at_rest: bool = True) -> list[str]:
+def broken_rules(
+    conn: psycopg.Connection[Any], *, at_rest: bool = True, alone: bool = False
+) -> list[str]:
     """The rules that do not hold, in words; ``conn`` is a session of the owner, in autocommit.
 
     ``at_rest``: no transaction is in flight, so that whatever could be final must be.
+    ``alone``: nobody else changes anything, and ``conn`` may be in a transaction.
     """
     with conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
-        cursor.execute("set transaction isolation level repeatable read")
+        if not alone:
+            cursor.execute("set transaction isolation level repeatable read")
         jobs = _all(cursor, "select * from pyjobs_internal.job")
         stages = _all(cursor, "select * from pyjobs_internal.stage order by job_id, run, no")
         batches = _all(
