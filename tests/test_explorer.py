@@ -5,6 +5,7 @@ Those marked ``schedules`` are a bounded share of what ``make explore`` does for
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import re
@@ -16,9 +17,10 @@ import pglast
 import pytest
 
 from pyjobs import embedded
-from tests.explorer import scenarios, search
+from tests.explorer import progress, scenarios, search
 from tests.explorer.acts import ACTIONS
 from tests.explorer.broken import BREAKS
+from tests.explorer.check import Checker, _reaped
 from tests.explorer.explore import Explorer
 from tests.explorer.instrument import FOLDERS, instrument, strip, unbound
 from tests.explorer.report import from_line, to_line
@@ -184,6 +186,108 @@ def test_a_session_that_waits_is_known_by_its_wait(explorer):
     assert [s.session for s in waits] == [1]
     assert [s.session for s in outcome.steps if s.kind == "resume"] == [1]
     assert [c.answer.rows[0]["job_done"] for c in outcome.calls] == ["f", "t"]
+
+
+def _edit(outcome, table, number, **values):
+    for row in outcome.states[-1][table]:
+        if row["id" if table != "stage" else "no"] == number:
+            row.update(values)
+
+
+def _rule_1(outcome):
+    later = copy.deepcopy(outcome.states[-1])
+    later["job"][0]["finished_reason"] = "another"
+    outcome.states.append(later)
+
+
+def _rule_2(outcome):
+    outcome.states[-2]["job"][0].update(status="CANCELING")
+
+
+def _rule_3(outcome):
+    was = outcome.states[-1]["job"][0]
+    end = {"id": 9, "job_id": 1, "run": 1, "from_status": "STARTED", "to_status": was["status"]}
+    outcome.states[-1]["history"] = [end]
+
+
+def _rule_4(outcome):
+    _edit(outcome, "stage", 1, succeeded=3)
+
+
+def _rule_5(outcome):
+    outcome.calls.append(copy.copy(outcome.calls[0]))
+
+
+def _rule_6(outcome):
+    """The lease was another's when this was recorded."""
+    for state in outcome.states[:-1]:
+        state["batch"][1]["lease_epoch"] = 2
+    outcome.states[-1]["batch"][1]["lease_epoch"] = 2
+
+
+def _rule_7(outcome):
+    _edit(outcome, "job", 1, status="PENDING", finished_at=None, finished_by=None)
+
+
+def _rule_8(outcome):
+    """The first of two waits although the other's batch is free."""
+    place = next(s.place for s in outcome.steps if s.place and s.place.function == "close_batch")
+    first = next(s for s in outcome.steps if s.session == 0 and s.place)
+    first.place, first.waits = place, True
+
+
+def _rule_9(outcome):
+    for state in outcome.states:
+        state["job"][0]["paused"] = True
+
+
+def _frame(outcome):
+    """A record changed another batch as well."""
+    outcome.states[1]["batch"][1]["error"] = "who was that?"
+
+
+def _claim(outcome):
+    """A claim with nobody else at work was given less than there was."""
+    outcome.calls[0].answer.rows = []
+
+
+@pytest.mark.parametrize(
+    ("doctor", "line", "says"),
+    [
+        (_rule_1, "last-two:a99.b99", "which is final"),
+        (_rule_2, "last-two:a99.b99", "went from CANCELING to SUCCESS"),
+        (_rule_3, "last-two:a99.b99", "run 1 has 2 ends"),
+        (_rule_4, "last-two:a99.b99", "stage 1: written"),
+        (_rule_5, "last-two:a99.b99", "was taken 2 times"),
+        (_rule_6, "last-two:a99.b99", "said recorded, and it is not"),
+        (_rule_7, "last-two:a99.b99", "nobody has ended it"),
+        (_rule_8, "last-two:a99.b99", "waits with its record, although batch 2 is free"),
+        (_rule_9, "pair-claim-claim-pending:a99.b99", "that was not to be served"),
+        (_frame, "last-two:a99.b99", "changed error of batch 2"),
+        (_claim, "pair-claim-claim-pending:a99.b99", "was given"),
+    ],
+    ids=lambda v: v.__name__.strip("_") if callable(v) else "",
+)
+def test_the_judge_sees_what_is_wrong(explorer, doctor, line, says):
+    """A right outcome, made wrong in one place."""
+    name, choices = from_line(line)
+    outcome, problems = explorer.play(scenarios.find(name), choices)
+    assert not problems
+    wrong = copy.deepcopy(outcome)
+    doctor(wrong)
+    problems = Checker(explorer._runner).check(wrong)
+    assert any(says in p for p in problems), problems
+
+
+def test_the_judge_sees_what_is_lost(explorer):
+    """A dead worker's batch stays leased; a document disagrees with the tables."""
+    outcome, _ = explorer.play(scenarios.find("pair-record-record-two"), [])
+    before = copy.deepcopy(outcome.states[0])
+    explorer._runner.control.set_scene(outcome.scenario.setup)
+    assert list(_reaped(before, before))
+    assert not list(progress.wrong(explorer._runner.control, before))
+    before["batch"][0]["state"] = "pending"
+    assert any("job_progress" in p for p in progress.wrong(explorer._runner.control, before))
 
 
 @pytest.mark.parametrize("line", ["cancel-against-the-last-two:c6.a10"])

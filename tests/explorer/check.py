@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
-from tests.explorer import model, rules
+from tests.explorer import model, progress, rules
 from tests.explorer.rules import CLAIMABLE, FINAL, job_of, rows
 from tests.explorer.sessions import TroubleError
 
@@ -59,7 +60,11 @@ class Checker:
                 self._seen.add(key)
                 # The audit takes longer than all the rest: it is asked now and then, and at first.
                 audit = len(self._seen) % _AUDIT_EVERY == 1
-                driven = _drive(self._runner.control, last, excused=excused, audit=audit)
+                # Half of them by expiry: all who hold a lease have died.
+                expire = bool(zlib.crc32(key[1].encode()) & 1)
+                driven = _drive(
+                    self._runner.control, last, excused=excused, audit=audit, expire=expire
+                )
                 try:
                     problems += [f"afterwards: {p}" for p in driven]
                 except TroubleError as error:
@@ -90,10 +95,22 @@ def _commit(outcome: Outcome, number: int) -> str:
     return f"transaction {number}"
 
 
-def _drive(control: Control, state: State, *, excused: bool, audit: bool) -> Iterator[str]:
-    """What is left must come to its end by records alone."""
+def _drive(
+    control: Control, state: State, *, excused: bool, audit: bool, expire: bool = False
+) -> Iterator[str]:
+    """What is left must come to its end by records alone, the dead ones' batches reaped before."""
+    yield from progress.wrong(control, state)
     control.run("update pyjobs_internal.test_clock set ahead = ahead + interval '2 days'")
     before = state
+    if expire:
+        control.run("select * from pyjobs.reap()")
+        after = control.state()
+        yield from rules.changed(before, after)
+        yield from rules.broken(after, excused=False)
+        yield from _reaped(before, after)
+        before = after
+        # Those that wait for another try are due.
+        control.run("update pyjobs_internal.test_clock set ahead = ahead + interval '2 days'")
     for intervene in (False, True):
         if intervene:
             if all(job["status"] in FINAL for job in rows(before, "job")):
@@ -120,6 +137,21 @@ def _drive(control: Control, state: State, *, excused: bool, audit: bool) -> Ite
     if audit:
         for row in control.run("select * from pyjobs.audit_job()")[0].rows:
             yield f"audit_job: {row}"
+
+
+def _reaped(before: State, after: State) -> Iterator[str]:
+    """Nothing of a dead worker is lost: pending again, or failed after the last attempt."""
+    now = {b["id"]: b for b in rows(after, "batch")}
+    for was in rows(before, "batch"):
+        job = job_of(before, was["job_id"])
+        if was["state"] != "leased" or job is None:
+            continue
+        spent = was["attempt"] >= job["max_attempts"] and job["status"] != "CANCELING"
+        got = now[was["id"]]["state"]
+        if got not in (("failed",) if spent else ("pending", "failed")):
+            yield f"batch {was['id']}, whose lease ran out on attempt {was['attempt']}, is {got}"
+        if got == "pending" and now[was["id"]]["lease_epoch"] < was["lease_epoch"]:
+            yield f"batch {was['id']}: its epoch went back"
 
 
 def _work(control: Control) -> Generator[str, None, State]:

@@ -16,6 +16,7 @@ from tests.explorer.effects import CLAIMS
 from tests.explorer.rules import (
     CLAIMABLE,
     FINAL,
+    OPEN,
     claimable_batches,
     job_of,
     rows,
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     from tests.explorer.rules import Row, State
     from tests.explorer.run import Call, Outcome
 
+_REVIVES = {
+    "resume_job",
+    "resume_queue",
+    "retry_job",
+    "resolve_job",
+    "release_job",
+    "enqueue_job",
+    "enqueue_jobs",
+}
 LEASED = {"record_batch", "record_and_claim", "extend_lease", "release_batch"}
 # From which states an operator's call may be refused as illegal.
 _ILLEGAL: dict[str, Callable[[str], bool]] = {
@@ -67,13 +77,13 @@ class _Call:
         self.first = numbers[0] if numbers else 0
         self.second = numbers[1] if len(numbers) > 1 else 0
         # An earlier call of the same transaction may have changed what this one sees.
-        self.alone = (
-            sum(
-                (c.session, c.transaction) == (call.session, call.transaction)
-                for c in outcome.calls
-            )
-            == 1
-        )
+        together = [
+            c.op.function
+            for c in outcome.calls
+            if (c.session, c.transaction) == (call.session, call.transaction)
+        ]
+        self.alone = len(together) == 1
+        self.revived = not _REVIVES.isdisjoint(together)
 
     def wrong(self) -> Iterator[str]:
         if self.answer.sqlstate:
@@ -154,7 +164,7 @@ class _Call:
                 continue
             batch, epoch = int(row["batch_id"]), int(row["lease_epoch"])
             # Only live work: never what was off before it began, and stayed off.
-            if self.alone and not any(
+            if not self.revived and not any(
                 job["status"] in CLAIMABLE
                 and not job["paused"]
                 and not any(q["name"] == job["queue"] and q["paused"] for q in rows(s, "queue"))
@@ -379,35 +389,64 @@ def _items(outcome: Outcome) -> Iterator[str]:
 
 
 def _alone(outcome: Outcome) -> Iterator[str]:
-    """No hot row: who records does not wait to the end of one who recorded another batch.
+    """No hot row: before the tail a recorder waits for nobody who recorded another batch.
 
-    Unless that one has completed a stage: then it may keep one batch to its commit.
+    The tail is reached when each open batch of the stage is in somebody's hands. Told from the
+    waits that were seen; left out is who waits while an operator or a producer is at work, whose
+    batch somebody else has changed as well, and who waits for one who hands a stage over.
     """
-    if any(rows(s, "stage") != rows(outcome.states[0], "stage") for s in outcome.states):
-        return
-    steps = outcome.steps
-    for at, step in enumerate(steps):
-        if not (step.waits and step.place and step.place.function == "close_batch"):
+    for at, step in enumerate(outcome.steps):
+        if not step.waits or step.place is None or "advisory" in step.place.text:
             continue
-        mine = _recorded_batches(outcome, step.session)
-        for later in range(at + 1, len(steps)):
-            if steps[later].session != step.session:
+        call = _call_at(outcome, step.session, at)
+        if call is None or call.op.function not in ("record_batch", "record_and_claim"):
+            continue
+        state = outcome.states[step.state]
+        batches = {b["id"]: b for b in rows(state, "batch")}
+        mine = batches[int(re.findall(r"\d+", call.text)[0])]
+        job = job_of(state, mine["job_id"])
+        if job is None or job["status"] not in CLAIMABLE:
+            continue
+        held: set[int] = set()
+        plain = True
+        for other in outcome.calls:
+            if other.first_step > at or (other.ended is not None and other.ended <= step.state):
                 continue
-            by = steps[later - 1]
-            ends = outcome.scenario.sessions[by.session][by.op].kind == "commit"
-            others = _recorded_batches(outcome, by.session)
-            if ends and by.place is None and others and mine and not others & mine:
-                yield f"waited for the end of session {chr(97 + by.session)}, of another batch"
-            break
+            touched = _touched(other)
+            if other.session != step.session:
+                plain &= (
+                    touched is not None
+                    and mine["id"] not in touched
+                    and all(batches[b]["stage"] >= mine["stage"] for b in touched if b in batches)
+                )
+            held |= touched or set()
+        free = [
+            b["id"]
+            for b in batches.values()
+            if (b["job_id"], b["run"], b["stage"]) == (mine["job_id"], mine["run"], mine["stage"])
+            and b["state"] in OPEN
+            and b["id"] not in held
+        ]
+        if plain and free:
+            yield f"batch {mine['id']}: waits with its record, although batch {free[0]} is free"
 
 
-def _recorded_batches(outcome: Outcome, session: int) -> set[str]:
-    """The batches that a session records; none where it does something else as well."""
-    found = set()
-    for op in outcome.scenario.sessions[session]:
-        if op.kind == "call":
-            named = re.search(r"record_batch\((\d+)", op.text)
-            if named is None:
-                return set()
-            found.add(named[1])
-    return found
+def _call_at(outcome: Outcome, session: int, at: int) -> Call | None:
+    """The call that a session is in at a step."""
+    own = [c for c in outcome.calls if c.session == session and c.first_step <= at]
+    return max(own, key=lambda c: c.first_step, default=None)
+
+
+def _touched(call: Call) -> set[int] | None:
+    """The batches that a worker's call has in hand; None where that cannot be told."""
+    name = call.op.function
+    if name in ("record_batch", "extend_lease", "release_batch"):
+        return {int(re.findall(r"\d+", call.text)[0])}
+    if name == "report_refused":
+        return set()
+    if name in CLAIMS and call.answer is not None:
+        got = {int(r["batch_id"]) for r in call.answer.rows if r["batch_id"] is not None}
+        if name == "record_and_claim":
+            got.add(int(re.findall(r"\d+", call.text)[0]))
+        return got
+    return None
