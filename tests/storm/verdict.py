@@ -53,6 +53,11 @@ create temp table d_item as
     select b.id as batch, b.job_id as job, b.run, b.stage, b.emitted, i.value #>> '{}' as token
     from pyjobs_internal.batch b cross join lateral jsonb_array_elements(b.items) i
     where b.items is not null;
+create temp table d_emitted as
+    select split_part(token, '.', 1)::bigint as by_batch,
+        split_part(token, '.', 2)::bigint as by_epoch, job, run, stage, count(*) as items,
+        count(distinct token) as different, max(split_part(token, '.', 3)::int) as highest
+    from d_item where emitted group by 1, 2, 3, 4, 5;
 create temp table d_given as
     select split_part(token, ':', 1) as token, job, count(*) as items,
         count(distinct token) as different
@@ -141,15 +146,12 @@ CHECKS = (
         "select coalesce(sum(l.emitted), 0) from l_record l "
         "join d_recorded d on d.batch = l.batch and d.epoch = l.epoch",
         """
-        select d.batch, d.epoch, l.emitted, i.items from d_recorded d
+        select d.batch, d.epoch, l.emitted, e.items from d_recorded d
         join l_record l on l.batch = d.batch and l.epoch = d.epoch
-        left join lateral (
-            select count(*) as items, count(distinct i.token) as different
-            from generate_series(0, l.emitted - 1) n
-            join d_item i on i.token = format('%s.%s.%s', d.batch, d.epoch, n)
-            where i.job = d.job and i.run = d.run and i.stage = d.stage + 1 and i.emitted
-        ) i on true
-        where i.items <> l.emitted or i.different <> l.emitted
+        left join d_emitted e on e.by_batch = d.batch and e.by_epoch = d.epoch
+            and e.job = d.job and e.run = d.run and e.stage = d.stage + 1
+        where coalesce(e.items, 0) <> l.emitted or coalesce(e.different, 0) <> l.emitted
+            or coalesce(e.highest, -1) <> l.emitted - 1
         """,
     ),
     Check(
@@ -297,11 +299,12 @@ CHECKS = (
         "no run began without a retry",
         "select coalesce(sum(run - 1), 0) from pyjobs_internal.job",
         """
-        select j.id, j.run, n.times from pyjobs_internal.job j
-        cross join lateral (select count(*) as times from pyjobs_internal.history h
-            where h.job_id = j.id and h.by = 'retry_job' and h.to_status = 'RETRY') n
-        where n.times <> j.run - 1
-            or (select count(*) from l_op l where l.job = j.id and l.kind = 'retry') < j.run - 1
+        select j.id, j.run, n.times, m.times as meant from pyjobs_internal.job j
+        left join (select job_id, count(*) as times from pyjobs_internal.history
+            where by = 'retry_job' and to_status = 'RETRY' group by 1) n on n.job_id = j.id
+        left join (select job, count(*) as times from l_op where kind = 'retry' group by 1) m
+            on m.job = j.id
+        where coalesce(n.times, 0) <> j.run - 1 or coalesce(m.times, 0) < j.run - 1
         """,
     ),
     Check(
