@@ -4,6 +4,7 @@ Each guard was taken out once, and a test seen to fail for it:
 
 move_mark: no arrival lock               on_its_way_when_a_mark_is_moved[..]
 move_mark: keeps the arrival lock        who_moves_a_mark_keeps_nobody_from_adding
+move_mark: reads the sequence            the_mark_of_an_emptied_stage_is_drawn_and_not_foreseen
 move_mark: past what a claim holds       a_claim_in_flight_keeps_the_mark_below_it
 add_items, close_batch, return_batch:    on_its_way_when_a_mark_is_moved[added], [emitted],
   no arrival lock                          [returned]
@@ -81,6 +82,17 @@ def test_a_mark_moves_up_to_the_first_batch_that_waits(a):
     assert marks(a, job) == [(1, second), (1, fourth), (1, fourth + 1)]
     a.claim(job)
     assert len(marks(a, job)) == 3
+
+
+def test_the_mark_of_an_emptied_stage_is_drawn_and_not_foreseen(a, b):
+    """Who reads the sequence may see it up to 32 values ahead, while another session draws."""
+    job = a.enqueue(items=1)
+    (batch,) = a.claim(job)
+    ((_, mark),) = marks(a, job)
+    assert mark == b.value("select pg_sequence_last_value('pyjobs_internal.batch_id'::regclass)")
+    a.release(batch)
+    (position,) = positions(a, job)
+    assert position > mark
 
 
 def test_a_mark_is_moved_by_few_claims(db, sessions):

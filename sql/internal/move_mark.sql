@@ -33,8 +33,10 @@ begin
             order by b.job_id, b.run, b.stage, b.due_at, b.pos
             limit 1;
             if first is null then
-                -- All that ever came has gone by.
-                select s.last_value + 1 into first from pyjobs_internal.batch_id s;
+                -- All that ever came has gone by. Drawn, not read: another session that draws at
+                -- this moment lets a reader see its sequence up to 32 values in the future, and
+                -- what is drawn next would stay below the mark for ever.
+                first := nextval('pyjobs_internal.batch_id');
             end if;
         end if;
         raise exception using errcode = 'PJ0RB';

@@ -16,7 +16,7 @@ create or replace function pyjobs.claim_next_job(
         lease interval default '60 seconds')
 returns setof pyjobs.claimed_batch
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-    set plan_cache_mode = force_generic_plan
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     got boolean;

@@ -11,7 +11,7 @@ create or replace function pyjobs.extend_lease(batch_id bigint, lease_epoch bigi
     lease interval default '60 seconds')
 returns pyjobs.lease_state
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-    set plan_cache_mode = force_generic_plan
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     b record;

@@ -14,7 +14,7 @@ create or replace function pyjobs.record_and_claim(
     next_items jsonb default null, max_batches int default 1, lease interval default '60 seconds')
 returns setof pyjobs.recorded_and_claimed
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-    set plan_cache_mode = force_generic_plan
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     closed record;

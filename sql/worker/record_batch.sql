@@ -22,7 +22,7 @@ create or replace function pyjobs.record_batch(
         next_items jsonb default null)
 returns pyjobs.recorded_batch
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-    set plan_cache_mode = force_generic_plan
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     closed record;

@@ -17,7 +17,7 @@ create or replace function pyjobs.record_batches(
         counters jsonb default null)
 returns setof pyjobs.batch_outcome
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-    set plan_cache_mode = force_generic_plan
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     wanted constant int := cardinality(record_batches.batch_ids);
@@ -66,11 +66,12 @@ begin
 
     outcomes := array_fill(null::text, array[wanted]);
     for b in
-        select i.id, i.epoch, i.no::int as no, o.job_id, o.run, o.stage
+        -- Each batch is looked up on its own: a join's plan, made without knowing how many are
+        -- given, read the whole table.
+        select i.id, i.epoch, i.no::int as no
         from unnest(record_batches.batch_ids, record_batches.lease_epochs) with ordinality i (id,
             epoch, no)
-        left join pyjobs_internal.batch o on o.id = i.id
-        order by o.job_id, i.id
+        order by (select o.job_id from pyjobs_internal.batch o where o.id = i.id), i.id
     loop
         select * into closed from pyjobs_internal.close_batch(b.id, b.epoch,
             case when record_batches.failed is null then '[]'

@@ -13,7 +13,7 @@ create or replace function pyjobs.release_batch(
     batch_id bigint, lease_epoch bigint, error text default null, retry_in interval default '0')
 returns pyjobs.job_status
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-    set plan_cache_mode = force_generic_plan
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     b record;
