@@ -13,7 +13,10 @@ STORM_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
 
-.PHONY: help demo test prove beyond storm storm-share explore explore-share fuzz test-matrix lint format generate clean
+# More for `make bench`, as "record fused --form long"; see `python -m bench --help`.
+BENCH_ARGS ?=
+
+.PHONY: help demo test bench prove beyond storm storm-share explore explore-share fuzz test-matrix lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +28,7 @@ help:
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
 	@echo 'make storm        kill clients, sessions and the server for an hour (STORM_ARGS="--minutes 5")'
 	@echo 'make explore      look for a schedule that breaks a rule (EXPLORE_ARGS="--seconds 3600")'
+	@echo 'make bench        measure against the server and the peers, in 10 minutes (docs/performance.md)'
 	@echo 'make lint         check style, types and SQL'
 	@echo 'make format       format the Python files'
 	@echo 'make generate     make the synchronous client from the asynchronous one'
@@ -63,6 +67,10 @@ storm: $(VENV)/.test
 storm-share: $(VENV)/.test
 	$(BIN)/python -m tests.storm --minutes 2
 
+# Its own server, on disk; the peers from pip in an environment of their own below build/.
+bench: $(VENV)/.bench
+	$(BIN)/python -m bench run --report docs/performance.md $(BENCH_ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -92,7 +100,12 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	@$(PIP) --editable '.[demo,embedded,binary]'
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.made pyproject.toml
+	@echo 'Installing the bench into $(VENV) ...'
+	@$(PIP) --editable '.[bench]'
+	@touch $@
+
 $(VENV)/.test: $(VENV)/.made pyproject.toml
 	@echo 'Installing the tests into $(VENV) ...'
 	@$(PIP) --editable '.[test]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.bench

@@ -1,0 +1,206 @@
+"""docs/performance.md and its plots, out of what a run measured."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench import contest
+from bench.workload import Verdict, Workload, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from bench.runner import Results
+
+
+def write(results: Results, path: Path) -> None:
+    """Write the report, and its plots into a folder beside it that bears its name."""
+    from bench import plots  # noqa: PLC0415 - matplotlib is needed for them only
+
+    folder = path.with_suffix("")
+    pictures = plots.draw(results, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = {name: [f"{folder.name}/{file}" for file in files] for name, files in pictures.items()}
+    path.write_text(markdown(results, named), encoding="utf-8")
+
+
+def markdown(results: Results, pictures: dict[str, list[str]]) -> str:
+    """The report's text. pictures: workload, or `ratios`, to the files that belong there."""
+    workloads = [load(name) for name in results.workloads]
+    parts = [
+        "# Performance",
+        _head(results),
+        "## Ratios",
+        "Each is a ratio of medians over the rounds of this one run; the range is that of the"
+        " rounds taken by themselves. Absolute figures depend on the machine, and follow below.",
+        _ratios(results),
+        *_images(pictures.get("ratios", [])),
+        "## The systems",
+        "Installed from pip in an environment of their own, each with its own worker as its"
+        " documentation shows it, on the same server with the same durability.",
+        _systems(results),
+        "## The machine",
+        table(["what", "is"], [*results.machine.items(), *results.versions.items()]),
+        "The server's settings: "
+        + ", ".join(f"`{name} = {value}`" for name, value in results.settings.items())
+        + "; all else is PostgreSQL's default.",
+    ]
+    for workload in workloads:
+        parts += [f"## {workload.title}", workload.doc, _figures(results, workload)]
+        parts += _images(pictures.get(workload.name, []))
+    if results.failures:
+        rows = [(f.workload, f.side, str(f.round + 1), _cell(f.error)) for f in results.failures]
+        parts += ["## What failed", table(["workload", "side", "round", "error"], rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def ratios(results: Results) -> list[tuple[Workload, Verdict]]:
+    """All goals that were measured, in order."""
+    return [
+        (workload, verdict)
+        for workload in map(load, results.workloads)
+        for verdict in results.verdicts(workload)
+    ]
+
+
+def _head(results: Results) -> str:
+    text = (
+        f"Written by `{results.command}` on {results.started}, in"
+        f" {results.seconds / 60:.0f} minutes: the {results.form} form. All sides of a comparison"
+        " are measured in turn, round by round, on one server that the command starts on disk, so"
+        " that a drift of the machine hits them alike. `make bench` writes this page again;"
+        " `python -m bench run --form long` takes the sizes that the goals speak of."
+    )
+    if results.form != "long":
+        text += " Goals are judged here at smaller sizes than they speak of."
+    if results.skipped:
+        text += f" {results.skipped} measurements of later rounds did not fit the time."
+    return text
+
+
+def _ratios(results: Results) -> str:
+    rows = [
+        (
+            f"[{verdict.goal.what}](#{anchor(workload.title)})",
+            verdict.goal.bound,
+            f"**{number(verdict.ratio)}**",
+            f"{number(verdict.low)} - {number(verdict.high)}",
+            _sides(results, workload, verdict),
+            {True: "yes", False: "**no**", None: "not judged"}[verdict.holds],
+        )
+        for workload, verdict in ratios(results)
+    ]
+    return table(["ratio", "goal", "is", "range", "of", "holds"], rows)
+
+
+def _sides(results: Results, workload: Workload, verdict: Verdict) -> str:
+    if verdict.over is None:
+        return verdict.of
+    values = results.figure(workload.name, verdict.goal.figure)
+    unit = workload.units[verdict.goal.figure]
+    return (
+        " / ".join(
+            f"{side} {number(median(values[side].values()))}" for side in (verdict.of, verdict.over)
+        )
+        + f" {unit}"
+    )
+
+
+def _systems(results: Results) -> str:
+    rate = results.figure("worker", "rate")
+    weight = {name: results.figure("footprint", name) for name in ("WAL", "disk")}
+    wait = {name: results.figure("pickup", name) for name in ("p50", "p99")}
+    rows = []
+    for system in contest.SYSTEMS:
+        rates = {
+            setting: median(rate[side].values())
+            for setting in system.settings
+            if rate.get(side := contest.side(system, setting))
+        }
+        best = max(rates, key=rates.__getitem__) if rates else None
+        rows.append(
+            (
+                system.name,
+                results.versions.get(system.package or "pyjobs", "-")
+                if system.name != "bare"
+                else "-",
+                "-" if best is None else f"{number(rates[best])} ({best})",
+                *(_median(wait[name].get(system.name)) for name in wait),
+                *(_median(weight[name].get(system.name)) for name in weight),
+                system.lacks,
+            )
+        )
+    return table(
+        ["system", "version", "jobs/s (setting)", "pickup p50, ms", "p99, ms",
+         "WAL, bytes/job", "disk, bytes/job", "what it does not do"],
+        rows,
+    )  # fmt: skip
+
+
+def _median(rounds: dict[int, float] | None) -> str:
+    return number(median(rounds.values())) if rounds else "-"
+
+
+def _figures(results: Results, workload: Workload) -> str:
+    figures = {name: results.figure(workload.name, name) for name in workload.units}
+    figures = {name: sides for name, sides in figures.items() if sides}
+    sides = list(dict.fromkeys(side for found in figures.values() for side in found))
+    sides.sort(key=_order(workload, results))
+    rows = []
+    for side in sides:
+        cells = []
+        for found in figures.values():
+            values = list(found.get(side, {}).values())
+            if not values:
+                cells.append("-")
+            elif len(values) == 1:
+                cells.append(number(values[0]))
+            else:
+                low, high = number(min(values)), number(max(values))
+                cells.append(f"{number(median(values))} ({low} - {high})")
+        rounds = max(len(found.get(side, {})) for found in figures.values())
+        rows.append((side, *cells, str(rounds)))
+    heads = [f"{name}, {workload.units[name]}" for name in figures]
+    return table(["side", *heads, "rounds"], rows)
+
+
+def _order(workload: Workload, results: Results) -> Callable[[str], int]:
+    order = list(workload.sides(workload.sizes[results.form]))
+    return lambda side: order.index(side) if side in order else len(order)
+
+
+def _images(files: Iterable[str]) -> list[str]:
+    return [f"![{file.rpartition('/')[2].removesuffix('.png')}]({file})" for file in files]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; empty where there are no rows."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    if not lines:
+        return ""
+    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *lines])
+
+
+def number(value: float) -> str:
+    """Three digits that count, and thousands set apart."""
+    if value == 0:
+        return "0"
+    digits = max(0, 3 - len(str(int(abs(value))))) if abs(value) >= 1 else 3
+    text = f"{value:,.{digits}f}"
+    return (
+        text
+        if digits or abs(value) < 1000
+        else f"{round(value, 3 - len(str(int(abs(value))))):,.0f}"
+    )
+
+
+def anchor(title: str) -> str:
+    """The link to a heading, as it is made from its text."""
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -")
+    return kept.replace(" ", "-")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "/")[:300]

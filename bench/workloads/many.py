@@ -1,0 +1,93 @@
+"""Many small jobs against one big one.
+
+16 sessions claim a batch and record it, in a transaction each: over jobs of three batches, by
+`claim_next_job`, and over one job of as many batches, by `claim_next_batch`. The small jobs begin
+and end all the time; that may cost a fifth, and must not slow down while they are worked off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench import fill
+from bench.workload import Goal, Measured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.pgbench import Load
+    from bench.server import Bench
+
+
+@dataclass(frozen=True)
+class Size:
+    jobs: int  # of three batches each
+    sessions: int = 16
+
+
+SIZES = {
+    "smoke": Size(jobs=200),
+    "short": Size(jobs=4_000),
+    "long": Size(jobs=10_000),
+}
+BATCHES = 3
+UNITS = {"rate": "batches/s", "p99": "ms", "last / first tenth": "ratio"}
+GOALS = [
+    Goal("jobs of three batches / one big job", "rate", "small jobs", "one big job", at_least=0.8),
+    Goal("last tenth / first tenth", "last / first tenth", "small jobs", at_least=0.9),
+]
+
+# A claim may find nothing at the very end, while others hold the last ones.
+SMALL = r"""
+select coalesce(max(batch_id), 0) as batch_id, coalesce(max(lease_epoch), 0) as lease_epoch
+from pyjobs.claim_next_job('w' || :client_id, '{bench}') \gset
+\if :batch_id > 0
+select * from pyjobs.record_batch(:batch_id, :lease_epoch);
+\endif
+"""
+BIG = r"""
+select coalesce(max(batch_id), 0) as batch_id, coalesce(max(lease_epoch), 0) as lease_epoch
+from pyjobs.claim_next_batch(:job, 'w' || :client_id) \gset
+\if :batch_id > 0
+select * from pyjobs.record_batch(:batch_id, :lease_epoch);
+\endif
+"""
+
+
+def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
+    batches = size.jobs * BATCHES
+
+    def figures(load: Load) -> Measured:
+        return Measured(
+            {"rate": load.rate, "p99": load.p99, "last / first tenth": load.level()},
+            {"batches a second over time": load.over_time()},
+        )
+
+    def small(bench: Bench) -> Measured:
+        with bench.database() as url:
+            with bench.connect(url) as conn:
+                fill.small_jobs(conn, size.jobs, BATCHES)
+                fill.settle(conn)
+            return figures(
+                bench.load(
+                    url, SMALL, sessions=size.sessions, transactions=batches // size.sessions
+                )
+            )
+
+    def big(bench: Bench) -> Measured:
+        with bench.database() as url:
+            with bench.connect(url) as conn:
+                job = fill.big_job(conn, batches)
+                fill.settle(conn)
+            return figures(
+                bench.load(
+                    url,
+                    BIG,
+                    sessions=size.sessions,
+                    transactions=batches // size.sessions,
+                    variables={"job": job},
+                )
+            )
+
+    return {"small jobs": small, "one big job": big}

@@ -1,0 +1,105 @@
+"""Single jobs, one at a time.
+
+One session claims one job and records it, each in a transaction of its own: `claim_next_job` and
+`record_batch` against the bare queue's claim of 1 and delete. Once by pgbench, which shows what the
+server does, and once through Python, which adds the client's share to both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import pyjobs
+from bench import fill
+from bench.workload import Goal, Measured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.server import Bench
+
+
+@dataclass(frozen=True)
+class Size:
+    jobs: int
+
+
+SIZES = {
+    "smoke": Size(jobs=200),
+    "short": Size(jobs=3_000),
+    "long": Size(jobs=30_000),
+}
+UNITS = {"rate": "jobs/s"}
+GOALS = [
+    Goal("one at a time, in SQL / bare PL/pgSQL", "rate", "pyjobs, SQL", "bare, SQL", at_least=0.9),
+    Goal("the same through Python", "rate", "pyjobs, Python", "bare, Python", at_least=0.9),
+]
+
+JOBS = r"""
+select batch_id, lease_epoch from pyjobs.claim_next_job('w', '{bench}') \gset
+select * from pyjobs.record_batch(:batch_id, :lease_epoch);
+"""
+BARE = r"""
+select id from bare.claim(1) \gset
+select bare.done(array[:id]::bigint[]);
+"""
+
+
+def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
+    def fill_jobs(bench: Bench, url: str) -> None:
+        with bench.connect(url) as conn:
+            fill.small_jobs(conn, size.jobs)
+            fill.settle(conn)
+
+    def fill_bare(bench: Bench, url: str) -> None:
+        with bench.connect(url) as conn:
+            conn.execute(
+                "insert into bare.queue (payload) select jsonb_build_object('image', n)"
+                " from generate_series(1, %s) n",
+                [size.jobs],
+            )
+            fill.settle(conn)
+
+    def in_sql(bench: Bench) -> Measured:
+        with bench.database() as url:
+            fill_jobs(bench, url)
+            load = bench.load(url, JOBS, sessions=1, transactions=size.jobs)
+        return Measured({"rate": load.rate})
+
+    def in_bare_sql(bench: Bench) -> Measured:
+        with bench.database() as url:
+            fill_bare(bench, url)
+            load = bench.load(url, BARE, sessions=1, transactions=size.jobs)
+        return Measured({"rate": load.rate})
+
+    def in_python(bench: Bench) -> Measured:
+        with bench.database() as url:
+            fill_jobs(bench, url)
+            with pyjobs.Client(url, prepare_threshold=5) as api:
+                api.active_workers()  # connects
+                done, began = 0, perf_counter()
+                while claims := api.claim_next_job("w", [fill.QUEUE]):
+                    api.record_batch(claims[0].batch_id, claims[0].lease_epoch)
+                    done += 1
+                took = perf_counter() - began
+        return Measured({"rate": done / took})
+
+    def in_bare_python(bench: Bench) -> Measured:
+        with bench.database() as url:
+            fill_bare(bench, url)
+            with bench.connect(url) as conn:
+                done, began = 0, perf_counter()
+                while row := conn.execute("select id, payload from bare.claim(1)").fetchone():
+                    conn.execute("select bare.done(%s)", [[row[0]]])
+                    done += 1
+                took = perf_counter() - began
+        return Measured({"rate": done / took})
+
+    return {
+        "pyjobs, SQL": in_sql,
+        "bare, SQL": in_bare_sql,
+        "pyjobs, Python": in_python,
+        "bare, Python": in_bare_python,
+    }
