@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,12 +114,14 @@ class Call:
         # One of them calls psql.
         environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
         self._name = f"{Path(command[1]).stem} {command[2]}"
+        # A file, which never fills up as a pipe does that nobody reads.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self.process = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
 
@@ -127,8 +130,15 @@ class Call:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._errors.close()
 
     def ready(self) -> None:
         """Wait until the worker has handled its first job."""
@@ -136,18 +146,23 @@ class Call:
         for line in self.process.stdout:
             if line.strip() == "ready":
                 return
-        raise AdapterError(f"{self._name}: {self.process.communicate()[1][-2000:]}")
+        self.process.wait()
+        raise self._failed()
 
     def result(self) -> dict[str, Any]:
         """Wait for the end. Raises AdapterError where it failed or took too long."""
         try:
-            output, errors = self.process.communicate(timeout=PATIENCE)
+            output, _ = self.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             raise AdapterError(f"{self._name}: not done after {PATIENCE} s") from None
         if self.process.returncode != 0:
-            raise AdapterError(f"{self._name}: {errors[-2000:]}")
+            raise self._failed()
         done: dict[str, Any] = json.loads(output.splitlines()[-1])
         return done
+
+    def _failed(self) -> AdapterError:
+        self._errors.seek(0)
+        return AdapterError(f"{self._name}: {self._errors.read()[-2000:].strip()}")
 
 
 @contextmanager

@@ -15,6 +15,12 @@ ITEMS = """(select jsonb_agg('survey/2026/plate-' || lpad(n::text, 9, '0') || '/
             from generate_series(1, %s) n)"""
 
 
+#: The same as params of jobs, in the form that the adapters' handlers read.
+PARAMS = """(select jsonb_agg(jsonb_build_object('at', 0, 'image',
+                'survey/2026/plate-' || lpad(n::text, 9, '0') || '/image.png'))
+            from generate_series(1, %s) n)"""
+
+
 def one(conn: Connection[Any], query: str, *values: Any) -> Any:
     """The first column of the only row."""
     row = conn.execute(query.encode(), values).fetchone()
@@ -43,7 +49,7 @@ def small_jobs(conn: Connection[Any], jobs: int, batches: int = 1) -> None:
     if batches == 1:
         for start in range(0, jobs, CHUNK):
             size = min(CHUNK, jobs - start)
-            conn.execute(f"select pyjobs.enqueue_jobs(%s, {ITEMS})".encode(), [QUEUE, size])
+            conn.execute(f"select pyjobs.enqueue_jobs(%s, {PARAMS})".encode(), [QUEUE, size])
         return
     conn.execute(
         "select count(pyjobs.enqueue_job(%s,"

@@ -20,6 +20,8 @@ class Handle:
 def install(url):
     with awa.Client(url) as client:
         client.migrate()
+        # Its newer engine, which is active at once where there is nothing to move over.
+        client.install_queue_storage()
 
 
 def enqueue(url, jobs):
