@@ -162,3 +162,8 @@ def test_a_load_that_did_nothing_is_an_error():
 )
 def test_numbers_have_three_digits_that_count(value: float, text: str):
     assert report.number(value) == text
+
+
+def test_a_heading_is_linked_as_github_links_it():
+    heading = "Plain jobs through each system's own worker, and p99"
+    assert report.anchor(heading) == "plain-jobs-through-each-systems-own-worker-and-p99"
