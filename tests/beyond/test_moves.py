@@ -22,7 +22,7 @@ import pytest
 
 from pyjobs import embedded, migrate
 from tests.beyond.support import older, pair
-from tests.beyond.support.flight import Flight, land, take_off
+from tests.beyond.support.flight import Flight, land, record_all, take_off
 from tests.beyond.support.ledger import Ledger
 from tests.beyond.support.load import TABLES, Producer, RawWorker
 from tests.beyond.support.pair import APP, DATABASE, run
@@ -414,10 +414,10 @@ def test_a_server_brought_back_to_a_moment_goes_on_from_there(past):
             goes_on(calls, past.flight, past.before)
 
 
-def step_of_the_manual() -> str:
-    """The SQL that the manual says is to be run before anybody connects to the past."""
+def of_the_manual(beginning: str) -> str:
+    """The SQL of the manual that begins so."""
     text = (ROOT / "docs" / "operating.md").read_text()
-    (found,) = re.findall(r"```sql\n(select setval.*?)```", text, re.DOTALL)
+    (found,) = re.findall(rf"```sql\n({re.escape(beginning)}.*?)```", text, re.DOTALL)
     return str(found)
 
 
@@ -435,7 +435,7 @@ def test_a_lease_of_the_lost_future_is_nobodys_when_ids_were_moved_on(past, step
     ):
         calls = Calls(conn)
         if step == "with":
-            conn.execute(step_of_the_manual().encode())
+            conn.execute(of_the_manual("select setval").encode())
         job = calls.enqueue("flight", 3000, name="of the present")
         claimed = {row["batch_id"] for row in calls.claim(job, 3000, lease="1 hour")}
         if step == "without":
@@ -446,3 +446,79 @@ def test_a_lease_of_the_lost_future_is_nobodys_when_ids_were_moved_on(past, step
             with pytest.raises(psycopg.Error) as info:
                 calls.record(late)
             assert info.value.sqlstate == "PJ004"
+
+
+def test_logical_replication_from_15_goes_on_in_18(programs, target, tmp_path):
+    """With every table published, while all work; sequences are not replicated, and come last."""
+    settings = {**embedded.THROWAWAY, "wal_level": "logical"}
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(older.server_of(programs, settings=settings, temp_dir=_memory()))
+        pair.make_database(old)
+        move_roles(old, target, tmp_path)
+        name = stack.enter_context(room(target))
+        migrate.migrate(target.url(name, APP))
+        dsn = old.url(DATABASE, APP)
+        with (
+            psycopg.connect(dsn, autocommit=True) as conn,
+            psycopg.connect(target.url(name), autocommit=True) as there,
+            psycopg.connect(old.url(DATABASE), autocommit=True) as here,
+        ):
+            for tables in (conn, there):
+                tables.execute(TABLES.encode())
+            for table in ("result", "ordered", "bare"):
+                there.execute(f"alter table public.{table} owner to {APP}".encode())
+            there.execute(
+                "truncate public.bare, pyjobs_internal.job_state, pyjobs_internal.job_transition"
+            )
+            for table in there.execute(
+                "select format('truncate %I.%I', schemaname, tablename) from pg_tables "
+                "where schemaname = 'pyjobs_deploy'"
+            ).fetchall():
+                there.execute(table[0].encode())
+            here.execute("create publication everything for all tables")
+            calls = Calls(conn)
+            flight = take_off(calls)
+            with Work(dsn, tmp_path, "a") as work:
+                work.goes_on()
+                there.execute(
+                    "create subscription everything connection '{}' publication everything".format(
+                        old.url(DATABASE).replace("'", "''")
+                    ).encode()
+                )
+                wait_until(
+                    lambda: (
+                        not there.execute(
+                            "select from pg_subscription_rel where srsubstate <> 'r'"
+                        ).fetchall()
+                    ),
+                    "all tables are copied",
+                    60,
+                )
+                work.goes_on(20)
+                # To its end, which deletes its low-water marks.
+                marked = flight.jobs["marked"]
+                out = "select id as batch_id, lease_epoch, '{0}'::int[] as items from pyjobs.batch "
+                record_all(
+                    calls, calls.rows(out + "where job_id = %s and state = 'leased'", marked)
+                )
+                record_all(calls, calls.claim(marked, 1000))
+                assert calls.status(marked) == "SUCCESS"
+            before = work.ledger.read()
+            (sent,) = here.execute("select pg_current_wal_lsn()").fetchone()
+            wait_until(
+                lambda: here.execute(
+                    "select from pg_stat_replication where replay_lsn >= %s", [sent]
+                ).fetchall(),
+                "all has arrived",
+                60,
+            )
+            there.execute("drop subscription everything")
+        with (
+            psycopg.connect(old.url(DATABASE), autocommit=True) as here,
+            psycopg.connect(target.url(name), autocommit=True) as there,
+        ):
+            for (statement,) in here.execute(of_the_manual("select format").encode()).fetchall():
+                there.execute(statement.encode())
+        assert migrate.migrate(target.url(name, APP)) == migrate.Report()
+        with psycopg.connect(target.url(name, APP), autocommit=True) as conn:
+            goes_on(Calls(conn), flight, before)

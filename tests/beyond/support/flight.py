@@ -130,7 +130,7 @@ def land(calls: Calls, queues: list[str], worker: str = "home") -> list[str]:
         while batches := calls.rows(
             "select * from pyjobs.claim_next_job(%s, %s, 500)", worker, queues
         ):
-            _record_all(calls, batches)
+            record_all(calls, batches)
         if passes is not None:
             calls.pass_time(passes)
             calls.rows("select * from pyjobs.reap()")
@@ -141,7 +141,7 @@ def land(calls: Calls, queues: list[str], worker: str = "home") -> list[str]:
     ]
 
 
-def _record_all(calls: Calls, batches: list[dict[str, Any]]) -> None:
+def record_all(calls: Calls, batches: list[dict[str, Any]]) -> None:
     """At once, and with the application's own rows."""
     ids = [batch["batch_id"] for batch in batches]
     epochs = [batch["lease_epoch"] for batch in batches]
