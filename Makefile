@@ -16,7 +16,7 @@ PG_VERSIONS ?=
 # More for `make bench`, as "record fused --form long"; see `python -m bench --help`.
 BENCH_ARGS ?=
 
-.PHONY: help demo test bench prove beyond storm storm-share explore explore-share fuzz test-matrix lint format generate clean
+.PHONY: help demo test bench prove beyond storm storm-share explore explore-share fuzz test-matrix test-pooler pooler-share lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make fuzz         call every function with input that nobody should send'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
 	@echo 'make storm        kill clients, sessions and the server for an hour (STORM_ARGS="--minutes 5")'
+	@echo 'make test-pooler  run them through a PgBouncer in transaction pooling'
 	@echo 'make explore      look for a schedule that breaks a rule (EXPLORE_ARGS="--seconds 3600")'
 	@echo 'make bench        measure against the server and the peers, in 10 minutes (docs/performance.md)'
 	@echo 'make lint         check style, types and SQL'
@@ -41,7 +42,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # What takes too long for every day; each part has a longer form of its own.
-prove: beyond storm-share explore-share fuzz
+prove: beyond pooler-share storm-share explore-share fuzz
 
 # Behind a pooler, on a standby, at the server's limits.
 beyond: $(VENV)/.test
@@ -53,6 +54,14 @@ test-matrix: $(VENV)/.test
 # Every function under input that nobody should send; PYJOBS_FUZZ=20000 for more of it.
 fuzz: $(VENV)/.test
 	$(BIN)/python -m pytest -m fuzz tests/test_fuzz.py -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-pooler: $(VENV)/.test
+	PYJOBS_TEST_POOLER=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# The client, the worker, the command line, races and crashes.
+pooler-share: $(VENV)/.test
+	PYJOBS_TEST_POOLER=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) \
+		$(foreach name,client client_lost_answers worker cli races crash,tests/test_$(name).py)
 
 explore: $(VENV)/.test
 	$(BIN)/python -m tests.explorer run $(EXPLORE_ARGS)

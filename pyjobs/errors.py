@@ -139,11 +139,19 @@ def translated() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as exc:
+        if exc.sqlstate in _PREPARED:
+            exc.add_note(
+                "Behind a pooler that shares sessions, statements must not be prepared: make the"
+                " connections with prepare_threshold=None, as a pyjobs client does by default."
+            )
         if (own := from_psycopg(exc)) is None:
             raise
         raise own from exc
 
 
+# A prepared statement that is not there, or is there already: invalid_sql_statement_name,
+# duplicate_prepared_statement. They come from a pooler that changes the session underneath.
+_PREPARED = frozenset({"26000", "42P05"})
 # What a server says when it goes away, or is not there yet: admin_shutdown, crash_shutdown,
 # cannot_connect_now.
 _GOING = frozenset({"57P01", "57P02", "57P03"})

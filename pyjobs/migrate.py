@@ -25,6 +25,7 @@ import hashlib
 import importlib.resources
 import io
 import logging
+import secrets
 import socket
 import threading
 import time
@@ -434,6 +435,7 @@ def _connect(conninfo: str) -> Iterator[Connection]:
         prepare_threshold=None,
         fallback_application_name="pyjobs migrate",
     ) as conn:
+        _require_session(conn, conninfo)
         # The first: it may be shorter than the next statement takes.
         conn.execute("set statement_timeout = 0")
         conn.execute(
@@ -442,6 +444,29 @@ def _connect(conninfo: str) -> Iterator[Connection]:
             [list(_SETTINGS), list(_SETTINGS.values())],
         )
         yield conn
+
+
+def _require_session(conn: Connection, conninfo: str) -> None:
+    """Refuse a pooler that gives a connection another of its sessions for each transaction.
+
+    The lock would be one session's and its release another's, and settings would be left in
+    sessions that serve others. Asked of the sessions themselves: what is set on one connection and
+    then not there, or seen by another connection, shows that they are shared.
+    """
+    if _one(conn, "select pg_backend_pid()") == conn.info.backend_pid:
+        return  # no pooler in between: it would have made up that number
+    mark = secrets.token_hex(8)
+    look = b"select current_setting('pyjobs.deployer', true)"
+    conn.execute("select set_config('pyjobs.deployer', %s, false)", [mark])
+    with psycopg.connect(conninfo, prepare_threshold=None) as other:
+        # In a transaction, which keeps its session for itself.
+        theirs = other.execute(look).fetchone()
+        ours = [conn.execute(look).fetchone() for _ in range(3)]
+    if theirs == (mark,) or ours != [(mark,)] * 3:
+        raise MigrationError(
+            "this goes through a pooler in transaction mode, and deploying needs a session of its"
+            " own; connect directly to the server, or through a pool in session mode"
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,9 @@
 The server is an embedded one, or the one that ``PYJOBS_TEST_URL`` names (a superuser's URL). It is
 started by the process that runs pytest, and shared by its workers. A template database is migrated
 once; each test that asks for a database gets a copy of it, which takes some 30 ms.
+
+With ``PYJOBS_TEST_POOLER=1`` a PgBouncer stands before it, and all sessions of a test go through it
+but the superuser's. Those that cannot are listed in tests/support/direct.py.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import psycopg
 import pytest
 from pytest_postgresql import factories
 
-from tests.support import Background, Cluster, Database, wait_for_lock
+from tests.support import Background, Cluster, Database, direct, wait_for_lock
 from tests.support.cluster import provide
 from tests.support.waiting import POOLED, pid_of
 
@@ -88,11 +91,12 @@ def admin(_copy: Connection) -> Connection:
 
 
 @pytest.fixture
-def database(admin: Connection, cluster: Cluster) -> Database:
+def database(admin: Connection, cluster: Cluster, request: pytest.FixtureRequest) -> Database:
     """A fresh, migrated database; owned, as is its schema, by a role that is no superuser."""
     name = admin.info.dbname
     admin.execute(f'alter database "{name}" owner to "{cluster.owner}"'.encode())
-    return Database(cluster, name, pooled=bool(cluster.pooler_port))
+    pooled = bool(cluster.pooler_port) and direct.reason(request.node.nodeid) is None
+    return Database(cluster, name, pooled=pooled)
 
 
 @pytest.fixture

@@ -486,12 +486,13 @@ def test_a_refused_result_is_seen_with_its_stage_and_its_jobs_state(calls, a):
     assert "pyjobs.report_refused" in info.value.diag.message_hint
     said = []
     a.conn.add_notice_handler(lambda notice: said.append(notice.message_primary))
-    a.do("set client_min_messages = log")
+    a.begin().do("set local client_min_messages = log")
     a.do(
         "select pyjobs.report_refused(%s, %s, 'PJ001', 'two sources found')",
         batch["batch_id"],
         batch["lease_epoch"],
     )
+    a.commit()
     (line,) = said
     assert line == (
         f"pyjobs: late result refused (PJ001): batch {batch['batch_id']} of job {job}, "

@@ -37,12 +37,13 @@ def test_an_offer_made_while_a_claim_looks_is_not_withdrawn(
         " language plpgsql as $$ declare due timestamptz; begin"
         " due := gate.next_due(job_id); perform pg_advisory_xact_lock(42); return due; end $$"
     )
-    calls.do("select pg_advisory_lock(42)")
+    gate = Calls(connect(direct=True))
+    gate.do("select pg_advisory_lock(42)")
     asker = connect()
     call = background(Calls(asker).ask, "late", "q")
     wait_for_lock(asker)
     calls.do("select pyjobs.release_batch(%s, %s)", batch["batch_id"], batch["lease_epoch"])
-    calls.do("select pg_advisory_unlock(42)")
+    gate.do("select pg_advisory_unlock(42)")
     assert call.result(20) == []
     assert calls.audit(job) == []
     assert [row["batch_id"] for row in calls.ask("next", "q")] == [batch["batch_id"]]

@@ -274,7 +274,8 @@ def test_a_reader_sees_the_moment_at_which_its_statement_began(
     job = calls.enqueue(items=2)
     calls.record(calls.claim(job)[0])
     before = calls.rows(f"select pyjobs.{function}(%s)", job)
-    calls.do("select pg_advisory_lock(1)")
+    gate = Calls(connect(direct=True))
+    gate.do("select pg_advisory_lock(1)")
     reader = connect()
     call = background(
         Calls(reader).rows,
@@ -284,7 +285,7 @@ def test_a_reader_sees_the_moment_at_which_its_statement_began(
     wait_for_lock(reader)
     calls.finish(job)
     assert calls.status(job) == "SUCCESS"
-    calls.do("select pg_advisory_unlock(1)")
+    gate.do("select pg_advisory_unlock(1)")
     seen = [{function: row[function]} for row in call.result(20)]
     for rows in (before, seen):
         for row in rows:

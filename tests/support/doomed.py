@@ -20,7 +20,7 @@ from tests.support.calls import Calls
 
 
 def main(dsn: str, job: int, stand: str) -> None:
-    conn = psycopg.connect(dsn, autocommit=True)
+    conn = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
     calls = Calls(conn)
     if stand == "claimed":
         calls.do("begin")
@@ -30,7 +30,7 @@ def main(dsn: str, job: int, stand: str) -> None:
         calls.do("insert into public.result values (%s, 'doomed')", batch["batch_id"])
     if stand == "recorded":
         calls.record(batch)
-    print(batch["batch_id"], conn.info.backend_pid, flush=True)
+    print(batch["batch_id"], calls.value("select pg_backend_pid()"), flush=True)
     if stand in ("recording", "answered"):
         calls.record(batch)
     while True:

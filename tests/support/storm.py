@@ -85,7 +85,9 @@ class Storm:
         self._stop.wait(seconds)
 
     def _connect(self, name: str = "storm", dsn: str | None = None) -> psycopg.Connection[Any]:
-        return psycopg.connect(dsn or self._dsn, autocommit=True, application_name=name)
+        return psycopg.connect(
+            dsn or self._dsn, autocommit=True, application_name=name, prepare_threshold=None
+        )
 
     def _run(
         self, name: str, turn: Callable[[Calls, random.Random], None], dsn: str | None = None

@@ -87,7 +87,7 @@ class SyncTwin:
         return pyjobs.Client(conninfo, **options)
 
     def connect(self, conninfo: str, **options: Any) -> Any:
-        return psycopg.connect(conninfo, **options)
+        return psycopg.connect(conninfo, **{"prepare_threshold": None, **options})
 
     def worker(
         self, conninfo: str, handler: Handler, *queues: str, **options: Any
@@ -128,7 +128,9 @@ class AsyncTwin:
 
     def connect(self, conninfo: str, **options: Any) -> Any:
         async def connect() -> Any:
-            return await psycopg.AsyncConnection.connect(conninfo, **options)
+            return await psycopg.AsyncConnection.connect(
+                conninfo, **{"prepare_threshold": None, **options}
+            )
 
         return Blocking(self.runner.run(connect()), self.runner)
 

@@ -1,0 +1,139 @@
+"""Behind a PgBouncer in transaction pooling: what goes through, and what says that it cannot.
+
+The rest of the tests go through it too: `make test-pooler`, and a share of them `make pooler-share`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg_pool import ConnectionPool
+
+import pyjobs
+from pyjobs import JobStatus, embedded, migrate
+from tests.support import direct
+from tests.support.pooler import Pooler
+from tests.support.twins import AsyncTwin, SyncTwin
+
+ROOT = Path(__file__).parents[2]
+
+# As an operator would leave it: sessions are not reset, so that whatever is left there stays.
+LAX = {"server_reset_query_always": "0", "server_reset_query": "", "default_pool_size": "2"}
+
+
+@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
+def twin(request):
+    made = request.param()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with embedded.server(settings=embedded.THROWAWAY) as server:
+        migrate.migrate(server.url(tcp=True))
+        with psycopg.connect(server.url(), autocommit=True) as conn:
+            conn.execute("create table public.result (item int)")
+        yield server
+
+
+@pytest.fixture(params=["strict", "lax"])
+def pooler(request, server):
+    with Pooler(server.url(tcp=True), LAX if request.param == "lax" else None) as pooler:
+        yield pooler
+
+
+@pytest.fixture
+def dsn(server, pooler):
+    return pooler.through(server.url(tcp=True))
+
+
+def test_every_test_that_goes_past_the_pooler_is_there():
+    for name in [name for names in direct.DIRECT.values() for name in names]:
+        file, _, test = name.partition("::")
+        assert f"def {test}" in (ROOT / "tests" / file).read_text()
+
+
+def test_deploying_refuses_shared_sessions(server, dsn):
+    for _ in range(3):
+        with pytest.raises(migrate.MigrationError, match="in transaction mode"):
+            migrate.migrate(dsn)
+
+
+def test_deploying_refuses_shared_sessions_while_others_use_them(server, dsn):
+    """Whichever of the sessions it is given."""
+    with psycopg.connect(dsn, autocommit=True) as one, psycopg.connect(dsn) as two:
+        for _ in range(5):
+            one.execute("select 1")
+            two.execute("select 1")
+            two.rollback()
+            with pytest.raises(migrate.MigrationError, match="in transaction mode"):
+                migrate.migrate(dsn)
+
+
+def test_deploying_goes_through_a_pooler_in_session_mode(server):
+    with Pooler(server.url(tcp=True), {"pool_mode": "session"}) as pooler:
+        assert migrate.migrate(pooler.through(server.url(tcp=True))) is not None
+
+
+def test_the_command_line_says_so(dsn):
+    done = subprocess.run(
+        [sys.executable, "-m", "pyjobs", "migrate"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYJOBS_DATABASE_URL": dsn},
+    )
+    assert done.returncode != 0
+    assert "transaction mode" in " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in done.stderr
+
+
+def test_statements_prepared_by_a_pool_of_ones_own_fail_and_the_error_says_what_to_do(dsn):
+    """psycopg prepares by itself what is run for the sixth time."""
+    with ConnectionPool(dsn, kwargs={"autocommit": True}, min_size=2, open=True) as pool:
+        client = pyjobs.Client(pool)
+
+        def use() -> None:
+            with pool.connection() as one, pool.connection() as two:
+                for conn in (one, two) * 10:
+                    client.queue_stats(conn=conn)
+
+        with pytest.raises(psycopg.Error) as info:
+            for _ in range(3):
+                use()
+    assert info.value.sqlstate in {"26000", "42P05"}
+    assert "prepare_threshold=None" in "".join(info.value.__notes__)
+
+
+def test_the_worker_does_all_its_work(twin, server, dsn):
+    """With heartbeats, with LISTEN, which goes nowhere, and while the pooler is restarted."""
+    client = pyjobs.Client(dsn)
+    job = client.enqueue_job("q", list(range(40)))
+
+    async def handler(batch, conn):
+        await conn.execute("insert into public.result values (%s)", batch.items)
+        batch.count(seen=1)
+
+    with client:
+        worker = twin.worker(dsn, handler, "q", poll=0.05, lease=2, concurrency=2, listen=True)
+        worker.start()
+        try:
+            client.wait(job, timeout=60)
+            # What comes later is found by asking.
+            later = client.wait(client.enqueue_job("q", [40, 41]), timeout=60)
+        finally:
+            worker.stop()
+        assert later.status is JobStatus.SUCCESS
+        (stage,) = client.job_progress(job).stages
+        assert (stage.processed, stage.counters) == (40, {"seen": 40})
+        assert client.audit_job() == []
+    with psycopg.connect(server.url(), autocommit=True) as conn:
+        rows = conn.execute("select item from public.result order by 1").fetchall()
+        conn.execute("truncate public.result")
+    assert [row[0] for row in rows] == list(range(42))

@@ -1,0 +1,39 @@
+"""The tests that go past the pooler (see tests/conftest.py, `make test-pooler`), and why.
+
+All others go through it. Tests that start a server of their own are not listed: nothing stands
+before that, but see tests/beyond/test_pooler.py.
+"""
+
+from __future__ import annotations
+
+# Why, and the names of tests or of whole files.
+DIRECT: dict[str, tuple[str, ...]] = {
+    "deploying takes a session's lock, and refuses a pooler that shares sessions": (
+        "test_migrate.py",
+        "test_demo.py",
+    ),
+    "it is about statements prepared in a session": (
+        "test_client.py::test_statements_can_be_prepared_and_are_not_unless_asked",
+    ),
+    "it counts sessions of the server, which are the pooler's": (
+        "test_client.py::test_the_client_connects_when_it_is_first_used_and_closes_with_its_block",
+        "test_client.py::test_the_name_of_the_application_may_be_given",
+        "test_client.py::test_what_the_pool_waits_for_in_vain_is_told",
+    ),
+    "it reads the statistics that a session keeps of itself": (
+        "test_races.py::test_recording_one_of_many_writes_and_locks_its_own_row_only",
+    ),
+    "it passes options of the server at connecting, which PgBouncer takes from 1.20 on only": (
+        "test_readers_progress.py::test_readers_work_at_any_isolation_level_and_lock_nothing",
+    ),
+    "it makes a temporary table, as people do at a prompt of psql": ("test_tour.py",),
+}
+
+
+def reason(nodeid: str) -> str | None:
+    """Why this test goes past the pooler; None if it goes through."""
+    name = nodeid.partition("[")[0].removeprefix("tests/")
+    for why, names in DIRECT.items():
+        if name in names or name.partition("::")[0] in names:
+            return why
+    return None
