@@ -1,6 +1,6 @@
 """Behind a PgBouncer in transaction pooling: what goes through, and what says that it cannot.
 
-The rest of the tests go through it too: `make test-pooler`, and a share of them `make pooler-share`.
+The rest of the tests go through it too: `make test-pooler`; a share of them: `make pooler-share`.
 """
 
 from __future__ import annotations
