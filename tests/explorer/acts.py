@@ -45,6 +45,20 @@ def enqueue(
     return made, f"select * from pyjobs.claim_next_batch({job}, 'w', {leased})"
 
 
+def two_jobs(items: int, *, leased: bool = True, seal: bool = True) -> tuple[str, ...]:
+    """Two jobs of so many batches, of queues of their own; the batches' numbers run on."""
+    made = tuple(
+        statement
+        for queue in ("q", "r")
+        for statement in enqueue(
+            items, leased=0, queue=queue, **({} if seal else {"seal": "false"})
+        )
+    )
+    if not leased:
+        return made
+    return (*made, *(f"select * from pyjobs.claim_next_batch({n}, 'w', {items})" for n in (1, 2)))
+
+
 def record(batch: int, epoch: int = 1, *, emit: int = 0, failed: bool = False) -> Op:
     more = ", ".join(f'"emit{n}"' for n in range(emit))
     extra = f", next_items => '[{more}]'" if emit else ""

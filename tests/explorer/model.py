@@ -83,6 +83,7 @@ class _Call:
             if (c.session, c.transaction) == (call.session, call.transaction)
         ]
         self.alone = len(together) == 1
+        self.purged = "purge_jobs" in together
         self.revived = not _REVIVES.isdisjoint(together)
 
     def wrong(self) -> Iterator[str]:
@@ -113,8 +114,10 @@ class _Call:
         match sqlstate:
             case "40P01":  # the server's own report
                 return self.outcome.scenario.may_deadlock
-            case "PJ001" | "PJ003" | "PJ004" | "PJ006" if not self.alone:
+            case "PJ001" | "PJ003" | "PJ006" if not self.alone:
                 return True  # it sees what its own transaction has done before
+            case "PJ004" if self.purged:
+                return True
             case "PJ004":
                 of_batch = self.name in LEASED or self.name in ("report_refused", "record_batches")
                 return any(

@@ -17,7 +17,7 @@ from tests.explorer.acts import (
     SAVEPOINT,
     SETUPS,
     Ops,
-    enqueue,
+    two_jobs,
     tx,
 )
 from tests.explorer.run import Op, Scenario
@@ -44,8 +44,8 @@ def scrambled(seed: int) -> Scenario:
     dice = random.Random(f"scene {seed}")
     setup = dice.choice(list(SETUPS))
     suited = [a for a, (_, scenes) in ACTIONS.items() if setup in scenes]
-    two_jobs = dice.random() < 0.1
-    if two_jobs:
+    several = dice.random() < 0.1
+    if several:
         suited = ["record", "fail", "fused", "batches", "extend", "release", "cancel", "cancelnow",
                   "quarantine", "pause", "force", "claimmany", "claimhere", "reap"]  # fmt: skip
     sessions = []
@@ -53,13 +53,19 @@ def scrambled(seed: int) -> Scenario:
         ops: Ops = ()
         for _ in range(dice.choice((1, 1, 2))):
             chosen = [
-                dice.choice(suited) if dice.random() < 0.8 else dice.choice(list(ACTIONS))
+                dice.choice(
+                    _WORK
+                    if (kind := dice.random()) < 0.4
+                    else suited
+                    if kind < 0.85
+                    else list(ACTIONS)
+                )
                 for _ in range(dice.choice((1, 1, 1, 2)))
             ]
             body: Ops = ()
             for name in chosen:
                 own = ACTIONS[name][0](dice.choice((1, 2)))
-                if two_jobs and dice.random() < 0.5:
+                if several and dice.random() < 0.5:
                     own = tuple(_of_job_2(op) for op in own)
                 body += (SAVEPOINT, *own, BACK) if dice.random() < 0.1 else own
                 if name.startswith("claim") and dice.random() < 0.5:
@@ -68,15 +74,17 @@ def scrambled(seed: int) -> Scenario:
         sessions.append(ops)
     return Scenario(
         f"scene-{seed}",
-        _TWO_JOBS if two_jobs else SETUPS[setup],
+        _TWO_JOBS if several else SETUPS[setup],
         tuple(sessions),
-        2 if two_jobs else 1,
+        2 if several else 1,
         linger=dice.random() < 0.3,
     )
 
 
+# Leases that come and go, and results that come late.
+_WORK = ["record", "record", "claim", "claim", "claimhere", "fused", "release", "giveup", "reap"]
 # Batch 1 is of job 1, batch 2 of job 2.
-_TWO_JOBS = (*enqueue(1), *enqueue(1, job=2))
+_TWO_JOBS = two_jobs(1)
 
 
 def _of_job_2(op: Op) -> Op:

@@ -20,6 +20,7 @@ from tests.explorer.acts import (
     claim,
     enqueue,
     record,
+    two_jobs,
     tx,
 )
 from tests.explorer.run import Op, Scenario
@@ -119,9 +120,9 @@ def triples() -> Iterator[Scenario]:
 
 def several_jobs() -> Iterator[Scenario]:
     """Several batches of several jobs in one transaction, in opposite orders."""
-    pair = (*enqueue(2), *enqueue(2, queue="r", job=2))
-    waiting = (*enqueue(2, leased=0), *enqueue(2, leased=0, queue="r"))
-    opened = (*enqueue(1, seal="false"), *enqueue(1, queue="r", job=2, seal="false"))
+    pair = two_jobs(2)
+    waiting = two_jobs(2, leased=False)
+    opened = two_jobs(1, seal=False)
 
     def claims(job: int, worker: str) -> Op:
         return call(f"claim_next_batch({job}, '{worker}', 2)", f"got{job}")
@@ -428,7 +429,7 @@ def _named() -> Iterator[Scenario]:
     )
 
     # Several jobs in one transaction.
-    both = (*enqueue(1), *enqueue(1, queue="r", job=2))
+    both = two_jobs(1)
     yield scene(
         "two-jobs-same-order",
         both,
@@ -436,7 +437,7 @@ def _named() -> Iterator[Scenario]:
         tx(call("cancel_job(1)")) + tx(call("cancel_job(2)")),
         jobs=2,
     )
-    pairs_of = (*enqueue(2), *enqueue(2, queue="r", job=2))
+    pairs_of = two_jobs(2)
     yield scene(
         "two-jobs-same-order-last",
         pairs_of,
