@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PYTEST_ARGS ?=
 EXPLORE_ARGS ?=
+FAILOVER_ARGS ?=
 STORM_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
@@ -16,7 +17,7 @@ PG_VERSIONS ?=
 # More for `make bench`, as "record fused --form long"; see `python -m bench --help`.
 BENCH_ARGS ?=
 
-.PHONY: help demo test bench prove beyond storm storm-share explore explore-share fuzz test-matrix test-pooler pooler-share lint format generate clean
+.PHONY: help demo test bench prove beyond failover storm storm-share explore explore-share fuzz test-matrix test-pooler pooler-share lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,7 @@ help:
 	@echo 'make prove        try to refute it: a bounded share of each of the long tests'
 	@echo 'make beyond       proxies, standbys, full disks, time-outs, sessions ended'
 	@echo 'make fuzz         call every function with input that nobody should send'
+	@echo 'make failover     kill a primary and promote its standby, again and again, and take the time'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
 	@echo 'make storm        kill clients, sessions and the server for an hour (STORM_ARGS="--minutes 5")'
 	@echo 'make test-pooler  run them through a PgBouncer in transaction pooling'
@@ -47,6 +49,10 @@ prove: beyond pooler-share storm-share explore-share fuzz
 # Behind a pooler, on a standby, at the server's limits.
 beyond: $(VENV)/.test
 	$(BIN)/python -m pytest -m beyond tests/beyond -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# How long there is no service when a standby takes over, beside plain clients on the same pair.
+failover: $(VENV)/.test
+	$(BIN)/python -m tests.beyond.failover $(FAILOVER_ARGS)
 
 test-matrix: $(VENV)/.test
 	$(BIN)/python tools/test_matrix.py --download '$(PG_VERSIONS)' -- -n 2 $(PYTEST_ARGS)
