@@ -68,6 +68,7 @@ test-pooler: $(VENV)/.test
 pooler-share: $(VENV)/.test
 	PYJOBS_TEST_POOLER=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) \
 		$(foreach name,client client_lost_answers worker cli races crash,tests/test_$(name).py)
+	$(BIN)/python -m tests.storm --pooler --minutes 1
 
 explore: $(VENV)/.test
 	$(BIN)/python -m tests.explorer run $(EXPLORE_ARGS)

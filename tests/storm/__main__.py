@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--url", help="a new database, as its superuser, on a server that is not killed"
     )
     parser.add_argument("--pooler-url", help="what the clients use instead, to the same database")
+    parser.add_argument(
+        "--pooler", action="store_true", help="with a PgBouncer of its own before its own server"
+    )
     parser.add_argument("--folder", type=Path, help="where the ledger is kept, a new one")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     parser.add_argument(
@@ -40,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.pooler_url and not given.url:
         parser.error("--pooler-url needs --url, which says where the pooler leads")
+    if given.pooler and given.url:
+        parser.error("--pooler is for a server of the storm's own; see --pooler-url")
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     folder = given.folder or Path(tempfile.mkdtemp(prefix="pyjobs-storm-"))
     options = weather.Options(
@@ -47,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=seed,
         url=given.url,
         pooler_url=given.pooler_url,
+        pooler=given.pooler,
         folder=folder,
         say=lambda text: print(text, file=sys.stderr if given.json else sys.stdout, flush=True),
     )

@@ -20,6 +20,7 @@ import psycopg
 from pyjobs import embedded, migrate
 from tests.storm import actors, verdict
 from tests.support.calls import Calls, let_go
+from tests.support.pooler import Pooler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,6 +80,8 @@ class Options:
     seed: int = 0
     url: str | None = None
     pooler_url: str | None = None
+    # a PgBouncer of the storm's own before its server
+    pooler: bool = False
     folder: Path = Path("storm")
     # functions deployed over the good ones, and roles of clients put for others
     broken: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -476,4 +479,8 @@ def blow(options: Options, server: embedded.EmbeddedServer | None = None) -> ver
         with psycopg.connect(own.url(), autocommit=True) as conn:
             conn.execute("create database storm")
         url = own.url("storm")
-        return Storm(options, url, options.pooler_url or url, own).run()
+        if not options.pooler:
+            return Storm(options, url, url, own).run()
+        through = own.url("storm", tcp=True)
+        with Pooler(through, {"server_login_retry": "1"}) as pooler:
+            return Storm(options, url, pooler.through(through), own).run()
