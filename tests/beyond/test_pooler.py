@@ -5,9 +5,11 @@ The rest of the tests go through it too: `make test-pooler`; a share of them: `m
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -16,7 +18,7 @@ from psycopg_pool import ConnectionPool
 
 import pyjobs
 from pyjobs import JobStatus, embedded, migrate
-from tests.support import direct
+from tests.support import direct, wait_until
 from tests.support.pooler import Pooler
 from tests.support.twins import AsyncTwin, SyncTwin
 
@@ -111,7 +113,7 @@ def test_statements_prepared_by_a_pool_of_ones_own_fail_and_the_error_says_what_
 
 
 def test_the_worker_does_all_its_work(twin, server, dsn):
-    """With heartbeats, with LISTEN, which goes nowhere, and while the pooler is restarted."""
+    """With heartbeats, and with LISTEN, which goes nowhere."""
     client = pyjobs.Client(dsn)
     job = client.enqueue_job("q", list(range(40)))
 
@@ -136,3 +138,32 @@ def test_the_worker_does_all_its_work(twin, server, dsn):
         rows = conn.execute("select item from public.result order by 1").fetchall()
         conn.execute("truncate public.result")
     assert [row[0] for row in rows] == list(range(42))
+
+
+def test_a_pool_that_is_too_small_is_waited_for(twin, server, caplog):
+    caplog.set_level(logging.WARNING, logger="pyjobs.worker")
+    settings = {"default_pool_size": "1", "query_wait_timeout": "1"}
+
+    async def handler(batch, conn):
+        batch.count(seen=1)
+
+    with (
+        Pooler(server.url(tcp=True), settings) as pooler,
+        pyjobs.Client(pooler.through(server.url(tcp=True))) as client,
+        psycopg.connect(pooler.through(server.url(tcp=True))) as holder,
+    ):
+        job = client.enqueue_job("small", [1, 2, 3])
+        holder.execute("select 1")  # and stays in its transaction
+        with pytest.raises(psycopg.OperationalError, match="query_wait_timeout"):
+            client.enqueue_job("small")
+        dsn = pooler.through(server.url(tcp=True))
+        worker = twin.worker(dsn, handler, "small", poll=0.05).start()
+        try:
+            wait_until(lambda: "query_wait_timeout" in caplog.text, "the worker finds none", 60)
+            holder.rollback()
+            assert client.wait(job, timeout=60).status is JobStatus.SUCCESS
+        finally:
+            worker.stop()
+        assert len(client.jobs(queue="small")) == 1
+        client.purge_jobs(timedelta(0))
+        assert client.audit_job() == []
