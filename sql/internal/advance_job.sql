@@ -16,15 +16,15 @@
 --
 --   job_id     the job
 --   hand_over  false: we closed a batch. true: we removed what is no batch (seal, hold, quarantine)
---              and hold the job's row; then an obstacle is not just seen but kept to our commit
+--              and hold the job's row, or closed the batch that we had handed over to; then an
+--              obstacle is not just seen but kept to our commit
 --   by         who does it, for the history
 -- Returns     nothing
 -- Raises      55P03 past the caller's lock_timeout, if one is set
 -- Locks       in this order: the ender (stage 1 of the run; when cancelling, the cancel's row in
 --             the history), batches in flight while it waits, one obstacle that it hands over to,
 --             stages, the job's row. All is rolled back where it does not complete anything
--- Called by   close_batch, return_batch, expire_leases, seal_job, release_job, resolve_job,
---             retry_job, enqueue_job
+-- Called by   look_after, seal_job, release_job, resolve_job, retry_job, enqueue_job
 create or replace function pyjobs_internal.advance_job(job_id bigint, hand_over boolean, by text)
 returns void
 language plpgsql

@@ -24,6 +24,8 @@ declare
     job_status pyjobs.job_status;
     is_final boolean := false;
     stage_is_done boolean := false;
+    kept boolean := current_setting('pyjobs.kept', true) <> ''
+        and pyjobs_internal.kept_here(close_batch.batch_id);
 begin
     -- A plain read first: a stale caller must not wait for a row that somebody else is changing.
     select o.job_id, o.run, o.stage, o.item_count, o.state, o.lease_epoch, o.worker into b
@@ -95,8 +97,10 @@ begin
     -- Look, each in a statement of its own. Nearly always another batch of the stage is quietly
     -- open: done.
     select j.status into job_status from pyjobs_internal.job j where j.id = b.job_id;
-    if job_status = 'CANCELING' or not pyjobs_internal.obstacle_quiet(b.job_id, b.run, b.stage) then
-        perform pyjobs_internal.advance_job(b.job_id, false, b.worker);
+    if kept or job_status = 'CANCELING'
+        or not pyjobs_internal.obstacle_quiet(b.job_id, b.run, b.stage)
+    then
+        perform pyjobs_internal.look_after(b.job_id, kept, b.worker);
         select j.status, s.final, t.done into job_status, is_final, stage_is_done
         from pyjobs_internal.job j
         join pyjobs_internal.job_state s on s.status = j.status

@@ -19,6 +19,7 @@ declare
     b record;
     returned record;
     look boolean;
+    kept boolean;
     done pyjobs.reaped[];
     jobs int := 0;
 begin
@@ -28,6 +29,7 @@ begin
         order by o.job_id
     loop
         look := false;
+        kept := false;
         done := '{}';
         begin
             perform pyjobs_internal.bound_wait(expire_leases.until);
@@ -42,13 +44,14 @@ begin
                 select * into returned from pyjobs_internal.return_batch(b.id, b.lease_epoch,
                     format('lease expired on attempt %s (worker %s)', b.attempt, b.worker), '0');
                 look := look or returned.look;
+                kept := kept or (returned.look and pyjobs_internal.kept_here(b.id));
                 done := done || row(case returned.outcome when 'failed' then 'failed'
                     else 'expired' end, expired_job, b.id,
                     format('worker %s, attempt %s, overdue since %s', b.worker, b.attempt,
                            date_trunc('second', b.lease_expires_at)))::pyjobs.reaped;
             end loop;
             if look then
-                perform pyjobs_internal.advance_job(expired_job, false, 'reap');
+                perform pyjobs_internal.look_after(expired_job, kept, 'reap');
             end if;
             jobs := jobs + (cardinality(done) > 0)::int;
         exception when lock_not_available or deadlock_detected then

@@ -9,7 +9,7 @@
 --             done now
 -- Raises      PJ0RB where a stage is handed over and a cancel came while it waited: the caller
 --             rolls back and looks again; 55P03 past the caller's lock_timeout
--- Locks       one batch's row, to the end of the transaction
+-- Locks       one batch's row, to the end of the transaction; noted in the setting pyjobs.kept
 -- Called by   advance_job, cancel_job
 create or replace function pyjobs_internal.hand_over(job_id bigint, run int, stage smallint)
 returns boolean
@@ -41,6 +41,9 @@ begin
         end if;
         if kept is not null then
             update pyjobs_internal.batch b set error = b.error where b.id = kept;
+            -- Where this transaction closes that one itself nobody waits for us: see kept_here.
+            perform set_config('pyjobs.kept',
+                concat(nullif(current_setting('pyjobs.kept', true), ''), ' ', kept, ' '), true);
             return true;
         end if;
     end loop;

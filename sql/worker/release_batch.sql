@@ -33,7 +33,8 @@ begin
         perform pyjobs_internal.held_lease(release_batch.batch_id, release_batch.lease_epoch);
     end if;
     if returned.look then
-        perform pyjobs_internal.advance_job(b.job_id, false, b.worker);
+        perform pyjobs_internal.look_after(b.job_id,
+            pyjobs_internal.kept_here(release_batch.batch_id), b.worker);
     end if;
     return pyjobs_internal.status_of(b.job_id);
 end
