@@ -51,19 +51,19 @@ class System:
 SYSTEMS = [
     System("pyjobs", "on_pyjobs", None, (1, 8, -16), 4, history=True, lacks="-"),
     System("bare", "on_bare", None, (10, 100), 10, history=False,
-           lacks="no owner check, no expiry of leases, no retries, no history, no end of a job"),
+           lacks="owner check, expiry of leases, retries, history, any notion of a job's end"),
     System("pgmq", "on_pgmq", "pgmq", (10, 100), 10, history=True,
-           lacks="messages, not jobs: no worker, no owner check, no status, no retry limit; polls"),
+           lacks="a worker, owner check, status, retry limit (it carries messages); polls"),
     System("pgqueuer", "on_pgqueuer", "pgqueuer", (10, 100), 10, history=True,
-           lacks="no jobs of many batches, no counts; a handler's rows do not commit with the end"),
+           lacks="owner check at completion; it buffers completions; jobs of many batches"),
     System("awa", "on_awa", "awa-pg", (64, 256), 64, history=True,
-           lacks="no jobs of many batches, no counts; a handler's rows do not commit with the end"),
+           lacks="jobs of many batches with counts; it does fence completions by a lease"),
     System("procrastinate", "on_procrastinate", "procrastinate", (16, 64), 16, history=True,
-           lacks="completion checks no owner; no batches; a handler's rows commit separately"),
+           lacks="owner check at completion (state only); jobs of many batches"),
     System("absurd", "on_absurd", "absurd-sdk", (16, 64), 16, history=True,
-           lacks="steps of one task instead of batches of many workers; no counts; polls"),
+           lacks="jobs of many batches (steps of one task); bulk enqueue; polls"),
     System("dbos", "on_dbos", "dbos", (32, 256), 32, history=True,
-           lacks="workflows of steps instead of batches; no lease of its own; polls"),
+           lacks="jobs of many batches (steps of one workflow); leases; bulk enqueue; polls"),
 ]  # fmt: skip
 BY_NAME = {system.name: system for system in SYSTEMS}
 

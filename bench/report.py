@@ -39,7 +39,8 @@ def markdown(results: Results, pictures: dict[str, list[str]]) -> str:
         *_images(pictures.get("ratios", [])),
         "## The systems",
         "Installed from pip in an environment of their own, each with its own worker as its"
-        " documentation shows it, on the same server with the same durability.",
+        " documentation shows it, on the same server with the same durability. Of the"
+        " workers only pyjobs' commits the rows that a handler writes with the end of its job.",
         _systems(results),
         "## The machine",
         table(["what", "is"], [*results.machine.items(), *results.versions.items()]),
@@ -134,7 +135,7 @@ def _systems(results: Results) -> str:
         )
     return table(
         ["system", "version", "jobs/s (setting)", "pickup p50, ms", "p99, ms",
-         "WAL, bytes/job", "disk, bytes/job", "what it does not do"],
+         "WAL, bytes/job", "disk, bytes/job", "what it lacks"],
         rows,
     )  # fmt: skip
 
