@@ -14,7 +14,7 @@ STORM_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
 
-# More for `make bench`, as "record fused --form long"; see `python -m bench --help`.
+# Instead of the whole of `make bench` and its report, as "record fused --form long".
 BENCH_ARGS ?=
 
 .PHONY: help demo test bench prove beyond failover storm storm-share explore explore-share fuzz test-matrix test-pooler pooler-share lint format generate clean
@@ -85,7 +85,7 @@ storm-share: $(VENV)/.test
 
 # Its own server, on disk; the peers from pip in an environment of their own below build/.
 bench: $(VENV)/.bench
-	$(BIN)/python -m bench run --report docs/performance.md $(BENCH_ARGS)
+	$(BIN)/python -m bench run $(or $(BENCH_ARGS),--report docs/performance.md)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
