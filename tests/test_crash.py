@@ -53,14 +53,15 @@ class Doomed:
         self._process.stdout.close()
 
     def is_gone(self, admin: psycopg.Connection[Any]) -> None:
-        """Wait until the server has noticed."""
+        """Wait until the server has noticed: a pooler may keep the session, but no transaction."""
         wait_until(
             lambda: (
                 not admin.execute(
-                    "select from pg_stat_activity where pid = %s", [self.backend]
+                    "select from pg_stat_activity where pid = %s and state <> 'idle'",
+                    [self.backend],
                 ).fetchall()
             ),
-            "the killed worker's session has ended",
+            "the killed worker's session or its transaction has ended",
         )
 
 

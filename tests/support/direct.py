@@ -20,9 +20,6 @@ DIRECT: dict[str, tuple[str, ...]] = {
         "test_client.py::test_the_name_of_the_application_may_be_given",
         "test_client.py::test_what_the_pool_waits_for_in_vain_is_told",
     ),
-    "it waits for the end of a session that has committed, which the pooler keeps": (
-        "test_crash.py::test_a_killed_workers_batch_is_worked_again",
-    ),
     "it reads the statistics that a session keeps of itself": (
         "test_races.py::test_recording_one_of_many_writes_and_locks_its_own_row_only",
     ),
