@@ -450,8 +450,8 @@ def _require_session(conn: Connection, conninfo: str) -> None:
     """Refuse a pooler that gives a connection another of its sessions for each transaction.
 
     The lock would be one session's and its release another's, and settings would be left in
-    sessions that serve others. Asked of the sessions themselves: what is set on one connection and
-    then not there, or seen by another connection, shows that they are shared.
+    sessions that serve others. Asked of the sessions themselves: what is set on a connection, and
+    not there while another connection has a transaction open, was set in somebody else's.
     """
     if _one(conn, "select pg_backend_pid()") == conn.info.backend_pid:
         return  # no pooler in between: it would have made up that number
@@ -459,10 +459,10 @@ def _require_session(conn: Connection, conninfo: str) -> None:
     look = b"select current_setting('pyjobs.deployer', true)"
     conn.execute("select set_config('pyjobs.deployer', %s, false)", [mark])
     with psycopg.connect(conninfo, prepare_threshold=None) as other:
-        # In a transaction, which keeps its session for itself.
-        theirs = other.execute(look).fetchone()
-        ours = [conn.execute(look).fetchone() for _ in range(3)]
-    if theirs == (mark,) or ours != [(mark,)] * 3:
+        # A pooler gives it the session that was used last, and that now stays with it.
+        other.execute("select 1")
+        found = [conn.execute(look).fetchone() for _ in range(3)]
+    if found != [(mark,)] * 3:
         raise MigrationError(
             "this goes through a pooler in transaction mode, and deploying needs a session of its"
             " own; connect directly to the server, or through a pool in session mode"
