@@ -103,7 +103,11 @@ def longest(times: list[float], since: float) -> float:
 
 def one_failover(hang: float) -> tuple[Gaps, float]:
     """The gaps of each kind, and how long the promotion took, all in seconds."""
-    folder = Path(tempfile.mkdtemp(prefix="failover-"))
+    with tempfile.TemporaryDirectory(prefix="failover-") as folder:
+        return _one_failover(hang, Path(folder))
+
+
+def _one_failover(hang: float, folder: Path) -> tuple[Gaps, float]:
     with Pair(DURABLE) as pair:
         load = Load(pair.dsn, folder)
         with psycopg.connect(pair.dsn, autocommit=True) as conn:
