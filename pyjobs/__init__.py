@@ -37,6 +37,7 @@ from pyjobs.models import (
     RecordedAndClaimed,
     RecordResult,
     StageProgress,
+    Unreadable,
     WorkerStat,
 )
 
@@ -73,6 +74,7 @@ __all__ = [
     "RecordedAndClaimed",
     "StageProgress",
     "StaleLease",
+    "Unreadable",
     "Worker",
     "WorkerStat",
     "WrongIsolation",

@@ -59,6 +59,14 @@ class Event:
         return self._flag
 
 
+def is_cancelled(exc: BaseException) -> bool:
+    """Whether it is the lane itself that is to end, and not something that a handler raised."""
+    if isinstance(exc, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(exc, GeneratorExit)
+
+
 class Lanes:
     """What runs at once. The first error of any is kept, and `on_error` called."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from pyjobs.models import Unreadable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -111,6 +113,14 @@ class Batch:
     # For the worker
 
     @property
+    def unreadable(self) -> str | None:
+        """Why the handler cannot be given its items or params; None where it can."""
+        for given in (self.items, self.params):
+            if isinstance(given, Unreadable):
+                return given.reason
+        return None
+
+    @property
     def result(self) -> dict[str, Any]:
         """The arguments of `record_batch`; what is empty is left to SQL's default."""
         with self._lock:
@@ -138,6 +148,12 @@ class Batch:
 
 def plain_text(error: str | BaseException, limit: int = 2000) -> str:
     """An error as a text that the database takes: no NUL, no lone surrogates, not too long."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    if isinstance(error, str):
+        text = error
+    else:
+        try:
+            text = f"{type(error).__name__}: {error}"
+        except Exception as trouble:  # noqa: BLE001 - it is somebody's __str__
+            text = f"{type(error).__name__}, and its text raises {type(trouble).__name__}"
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -22,6 +22,11 @@ Event = threading.Event
 Lock = threading.Lock
 
 
+def is_cancelled(_exc: BaseException) -> bool:
+    """Whether it is the lane itself that is to end: a thread cannot be told so."""
+    return False
+
+
 class Lanes:
     """What runs at once. The first error of any is kept, and `on_error` called."""
 

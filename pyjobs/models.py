@@ -8,6 +8,7 @@ that this version also runs on a newer schema.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,6 +36,7 @@ __all__ = [
     "RecordResult",
     "RecordedAndClaimed",
     "StageProgress",
+    "Unreadable",
     "WorkerStat",
 ]
 
@@ -97,8 +99,30 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for JSON that is right, and that Python does not read; `reason` says why.
+
+    PostgreSQL takes numbers of 131,072 digits, and documents thousands of levels deep. A worker
+    gives such a batch back with this as its error; the other batches of the claim are worked.
+    """
+
+    reason: str
+
+
+def read_json(text: str | bytes) -> Any:
+    """As `json.loads`, but what it does not read becomes an `Unreadable`."""
+    try:
+        return json.loads(text)
+    except (RecursionError, ValueError) as exc:
+        return Unreadable(f"Python cannot read this JSON: {exc}")
+
+
+@dataclass(frozen=True, slots=True)
 class Claim(Row):
-    """One leased batch. Whoever has `batch_id` and `lease_epoch` may record it."""
+    """One leased batch. Whoever has `batch_id` and `lease_epoch` may record it.
+
+    `params` and `items` may be `Unreadable`.
+    """
 
     job_id: int
     run: int

@@ -531,3 +531,57 @@ def test_default_privileges_of_the_owner_open_nothing(
         " where n.nspname like 'pyjobs%' and e.grantee = 0"
     ).fetchall()
     assert opened == []
+
+
+def test_a_batch_that_no_answer_could_hold_is_refused(db: Connection) -> None:
+    """A number of ten bytes in a row is 131,072 in the answer to a claim: some 10,000 of them made
+    every claim of the queue fail, and the job stood first again."""
+    calls = Calls(db)
+    calls.do(
+        "create temporary table t as select jsonb_agg(1e131071) as x from generate_series(1, 3200)"
+    )
+    wide = "(select x from t)"
+    job = calls.enqueue("q", [1], stages=["a", "b"], seal=False)
+    (batch,) = calls.claim(job)
+    for call, argument in (
+        (f"enqueue_job('q', {wide}, batch_size => 10000)", "items"),
+        (f"enqueue_job('q', params => {wide})", "params"),
+        (f"enqueue_jobs('q', {wide})", "params"),
+        (f"add_items({job}, {wide})", "items"),
+        (
+            f"record_batch({batch['batch_id']}, {batch['lease_epoch']}, next_items => {wide})",
+            "next_items",
+        ),
+    ):
+        with pytest.raises(psycopg.Error, match=f"argument {argument} must be JSON whose") as error:
+            db.execute(f"select pyjobs.{call}".encode())
+        assert error.value.sqlstate == "PJ005"
+    # What is only large is taken, and handed on.
+    calls.do(
+        "select pyjobs.enqueue_job('large', to_jsonb(array_fill('x'::text, array[100000])),"
+        " batch_size => 100000)"
+    )
+    (batch,) = calls.ask("w", "large")
+    assert len(batch["items"]) == 100_000
+
+
+def test_the_progress_document_stays_small_whatever_failed(db: Connection) -> None:
+    """Ten items of 30 MB that failed were more than a jsonb can hold: nobody saw the progress."""
+    calls = Calls(db)
+    job = calls.value(
+        "select pyjobs.enqueue_job('q', (select jsonb_agg(repeat('x', 1000000)) from"
+        " generate_series(1, 3)) || '[1e131071]' || jsonb_build_array((repeat('[', 3000)"
+        " || repeat(']', 3000))::jsonb) || '[{\"small\": 1}]', max_attempts => 1)"
+    )
+    for batch in calls.rows(
+        "select batch_id, lease_epoch from pyjobs.claim_next_batch(%s, 'w', 10)", job
+    ):
+        calls.do("select pyjobs.release_batch(%s, %s, 'no')", *batch.values())
+    errors_told = calls.progress(job)["errors"]
+    assert [str(e["item"])[:20] for e in errors_told] == [
+        *["a JSON string of 100"] * 3,
+        "1" + "0" * 19,
+        "a JSON array of 2400",
+        "{'small': 1}",
+    ]
+    assert errors_told[-1]["item"] == {"small": 1}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -34,6 +35,7 @@ from pyjobs.models import (
     RecordedAndClaimed,
     RecordResult,
     WorkerStat,
+    read_json,
 )
 
 if TYPE_CHECKING:
@@ -803,5 +805,6 @@ async def _fetch(
     conn: AsyncConnection[Any], statement: bytes, values: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     async with conn.cursor(row_factory=dict_row) as cursor:
+        set_json_loads(read_json, cursor)
         await cursor.execute(statement, values)
         return await cursor.fetchall()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from psycopg.pq import TransactionStatus
+
 from pyjobs import _aio
 
 if TYPE_CHECKING:
@@ -36,27 +38,47 @@ class AsyncLazyConnection(_Base):
         self._stack = AsyncExitStack()
         self._lock = _aio.Lock()
         self._conn: AsyncConnection[Any] | None = None
+        self._used = False
+        self._ended = False
 
     @property
     def used(self) -> bool:
         """Whether the transaction has been opened."""
-        return self._conn is not None
+        return self._used
 
     async def real(self) -> AsyncConnection[Any]:
         """Return the psycopg connection, with the transaction open."""
         async with self._lock:
+            if self._ended:
+                raise RuntimeError(
+                    "the handler's connection is used after the batch has ended: its transaction"
+                    " is over, and the connection may serve another batch by now"
+                )
             if self._conn is None:
                 conn = await self._stack.enter_async_context(self._client.connection())
                 # Within a transaction block psycopg itself refuses commit() and rollback().
                 await self._stack.enter_async_context(conn.transaction())
                 self._conn = conn
+                self._used = True
             return self._conn
 
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[Self]:
         """Commit at the end what was done on it, or roll it back where an error ends it."""
         async with self._stack:
-            yield self
+            try:
+                yield self
+            finally:
+                # Whoever still has it (a thread, a task) must not write into another's batch.
+                self._ended = True
+                self._conn = None
+
+    def require_transaction(self) -> None:
+        """Refuse to go on where the transaction was ended by a statement, behind psycopg's back."""
+        if self._conn is not None and (
+            self._conn.info.transaction_status == TransactionStatus.IDLE
+        ):
+            _refuse("committed or rolled back, as a statement of the handler did")
 
     async def execute(self, *args: Any, **kwargs: Any) -> AsyncCursor[Any]:
         """Execute a query, as psycopg's connections do."""

@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 # How often a handler is called under one lease when its transaction is lost without its fault.
 TRIES = 5
+# The exit status of a process that a handler forked, and that returned from the handler.
+CHILD_CAME_BACK = 70
 # The longest pause between two tries to reach a server that is away, in seconds.
 LONGEST_PAUSE = 10.0
 # The shortest between two questions for work, in seconds; it doubles while there is none.
@@ -64,7 +66,9 @@ class AsyncWorker:
     opens when `conn` is first used. The handler may be called again for the same batch (a lost
     connection, a deadlock, a worker that died), so what it does elsewhere should bear repeating.
     If it raises, its rows are rolled back and the batch is given back with the error, which costs
-    one of the job's attempts, to be tried again after a pause that grows.
+    one of the job's attempts, to be tried again after a pause that grows. That goes for whatever it
+    raises, SystemExit and KeyboardInterrupt too. What it sets in the session of `conn` should be
+    for its transaction alone (`set local`): the connection goes back to the pool.
 
     Leases are kept alive from a process of its own, so that a handler may hold the interpreter's
     lock; but not while the worker is stopped (SIGSTOP), nor longer than its `time_limit`. A result
@@ -324,6 +328,10 @@ class AsyncWorker:
             stage=batch.stage,
             attempt=batch.attempt,
         )
+        if batch.unreadable is not None:
+            log.warning("batch failed", step="claim", error=batch.unreadable)
+            await self._release(batch, log, batch.unreadable)
+            return
         for _ in range(TRIES):
             if not await self._try(batch, log):
                 return
@@ -338,7 +346,7 @@ class AsyncWorker:
         step = "handler"
         try:
             async with conn.scope():
-                await self._handler(batch, conn)
+                await self._call(batch, conn)
                 step = "record"
                 if self._keeper is not None:
                     # From here on an extension would only wait for the record's transaction.
@@ -367,6 +375,23 @@ class AsyncWorker:
         if recorded.job_done:
             log.info("job has ended", status=str(recorded.job_status))
         return False
+
+    async def _call(self, batch: Batch, conn: AsyncLazyConnection) -> None:
+        """Call the handler. Whatever it raises, SystemExit too, is about its batch alone."""
+        me = os.getpid()
+        try:
+            await self._handler(batch, conn)
+            conn.require_transaction()
+        except Exception:
+            raise
+        except BaseException as exc:
+            if _aio.is_cancelled(exc):
+                raise
+            raise RuntimeError(f"the handler raised {plain_text(exc)}") from exc
+        finally:
+            if os.getpid() != me:
+                # It has forked, and this is the child: connections and leases are its parent's.
+                os._exit(CHILD_CAME_BACK)
 
     def _recorded_before(self, batch: Batch, log: structlog.stdlib.BoundLogger) -> None:
         self._let_go(batch, look=True)

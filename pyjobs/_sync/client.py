@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 from psycopg import Connection
 from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -35,6 +36,7 @@ from pyjobs.models import (
     RecordedAndClaimed,
     RecordResult,
     WorkerStat,
+    read_json,
 )
 
 if TYPE_CHECKING:
@@ -794,5 +796,6 @@ def _fetch(
     conn: Connection[Any], statement: bytes, values: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     with conn.cursor(row_factory=dict_row) as cursor:
+        set_json_loads(read_json, cursor)
         cursor.execute(statement, values)
         return cursor.fetchall()

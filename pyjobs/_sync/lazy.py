@@ -6,6 +6,8 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from psycopg.pq import TransactionStatus
+
 from pyjobs import _threads
 
 if TYPE_CHECKING:
@@ -37,27 +39,47 @@ class LazyConnection(_Base):
         self._stack = ExitStack()
         self._lock = _threads.Lock()
         self._conn: Connection[Any] | None = None
+        self._used = False
+        self._ended = False
 
     @property
     def used(self) -> bool:
         """Whether the transaction has been opened."""
-        return self._conn is not None
+        return self._used
 
     def real(self) -> Connection[Any]:
         """Return the psycopg connection, with the transaction open."""
         with self._lock:
+            if self._ended:
+                raise RuntimeError(
+                    "the handler's connection is used after the batch has ended: its transaction"
+                    " is over, and the connection may serve another batch by now"
+                )
             if self._conn is None:
                 conn = self._stack.enter_context(self._client.connection())
                 # Within a transaction block psycopg itself refuses commit() and rollback().
                 self._stack.enter_context(conn.transaction())
                 self._conn = conn
+                self._used = True
             return self._conn
 
     @contextmanager
     def scope(self) -> Iterator[Self]:
         """Commit at the end what was done on it, or roll it back where an error ends it."""
         with self._stack:
-            yield self
+            try:
+                yield self
+            finally:
+                # Whoever still has it (a thread, a task) must not write into another's batch.
+                self._ended = True
+                self._conn = None
+
+    def require_transaction(self) -> None:
+        """Refuse to go on where the transaction was ended by a statement, behind psycopg's back."""
+        if self._conn is not None and (
+            self._conn.info.transaction_status == TransactionStatus.IDLE
+        ):
+            _refuse("committed or rolled back, as a statement of the handler did")
 
     def execute(self, *args: Any, **kwargs: Any) -> Cursor[Any]:
         """Execute a query, as psycopg's connections do."""

@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 # How often a handler is called under one lease when its transaction is lost without its fault.
 TRIES = 5
+# The exit status of a process that a handler forked, and that returned from the handler.
+CHILD_CAME_BACK = 70
 # The longest pause between two tries to reach a server that is away, in seconds.
 LONGEST_PAUSE = 10.0
 # The shortest between two questions for work, in seconds; it doubles while there is none.
@@ -65,7 +67,9 @@ class Worker:
     opens when `conn` is first used. The handler may be called again for the same batch (a lost
     connection, a deadlock, a worker that died), so what it does elsewhere should bear repeating.
     If it raises, its rows are rolled back and the batch is given back with the error, which costs
-    one of the job's attempts, to be tried again after a pause that grows.
+    one of the job's attempts, to be tried again after a pause that grows. That goes for whatever it
+    raises, SystemExit and KeyboardInterrupt too. What it sets in the session of `conn` should be
+    for its transaction alone (`set local`): the connection goes back to the pool.
 
     Leases are kept alive from a process of its own, so that a handler may hold the interpreter's
     lock; but not while the worker is stopped (SIGSTOP), nor longer than its `time_limit`. A result
@@ -325,6 +329,10 @@ class Worker:
             stage=batch.stage,
             attempt=batch.attempt,
         )
+        if batch.unreadable is not None:
+            log.warning("batch failed", step="claim", error=batch.unreadable)
+            self._release(batch, log, batch.unreadable)
+            return
         for _ in range(TRIES):
             if not self._try(batch, log):
                 return
@@ -339,7 +347,7 @@ class Worker:
         step = "handler"
         try:
             with conn.scope():
-                self._handler(batch, conn)
+                self._call(batch, conn)
                 step = "record"
                 if self._keeper is not None:
                     # From here on an extension would only wait for the record's transaction.
@@ -368,6 +376,23 @@ class Worker:
         if recorded.job_done:
             log.info("job has ended", status=str(recorded.job_status))
         return False
+
+    def _call(self, batch: Batch, conn: LazyConnection) -> None:
+        """Call the handler. Whatever it raises, SystemExit too, is about its batch alone."""
+        me = os.getpid()
+        try:
+            self._handler(batch, conn)
+            conn.require_transaction()
+        except Exception:
+            raise
+        except BaseException as exc:
+            if _threads.is_cancelled(exc):
+                raise
+            raise RuntimeError(f"the handler raised {plain_text(exc)}") from exc
+        finally:
+            if os.getpid() != me:
+                # It has forked, and this is the child: connections and leases are its parent's.
+                os._exit(CHILD_CAME_BACK)
 
     def _recorded_before(self, batch: Batch, log: structlog.stdlib.BoundLogger) -> None:
         self._let_go(batch, look=True)

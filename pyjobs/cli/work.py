@@ -214,6 +214,8 @@ def _log_to_stderr(level: Level, *, as_json: bool) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    # A handler may have closed standard error: a line that cannot be written is no one's fault.
+    logging.raiseExceptions = False
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     structlog.configure(
         processors=[

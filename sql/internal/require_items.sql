@@ -1,7 +1,7 @@
 -- pyjobs_internal.require_items: check a JSON array of items.
 --
 --   argument   its name
---   items      what came: a JSON array of at most 10,000,000 items
+--   items      what came: a JSON array of at most 10,000,000 items, its text of at most 400 MB
 -- Returns     nothing
 -- Raises      PJ005
 -- Locks       nothing
@@ -20,5 +20,6 @@ begin
             'a JSON array of at most 10000000 items',
             format('%s items long', jsonb_array_length(require_items.items)));
     end if;
+    perform pyjobs_internal.require_json_size(require_items.argument, require_items.items);
 end
 $$;

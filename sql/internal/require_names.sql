@@ -28,7 +28,11 @@ begin
                 from unnest(require_names.value) v (name)) < cardinality(require_names.value))
     then
         perform pyjobs_internal.raise_invalid(require_names.argument, should_be,
-            require_names.value::text);
+            case when pg_column_size(require_names.value) <= 100000
+                    and pg_column_compression(require_names.value) is null
+                then require_names.value::text
+                else format('%s names, too long to be shown',
+                    cardinality(require_names.value)) end);
     end if;
 end
 $$;

@@ -20,7 +20,7 @@ begin
                 'a JSON array of {"index": .., "error": ..}',
                 'a JSON ' || jsonb_typeof(require_result.failed));
         end if;
-        select f.entry::text into bad
+        select pyjobs_internal.say_json(f.entry) into bad
         from jsonb_array_elements(require_result.failed) f (entry)
         where not coalesce(
             case when jsonb_typeof(f.entry) = 'object' then
@@ -34,7 +34,7 @@ begin
                 'a JSON array of {"index": whole number from 0, "error": string} and nothing else',
                     bad);
         end if;
-        select f.entry::text into bad
+        select pyjobs_internal.say_json(f.entry) into bad
         from jsonb_array_elements(require_result.failed) f (entry)
         where (f.entry ->> 'index')::numeric not between 0 and 2147483647
             or (f.entry ->> 'index')::numeric <> trunc((f.entry ->> 'index')::numeric)
@@ -60,7 +60,8 @@ begin
             perform pyjobs_internal.raise_invalid('counters', 'a JSON object of whole numbers',
                 'a JSON ' || jsonb_typeof(require_result.counters));
         end if;
-        select format('{%s: %s}', to_jsonb(c.name), c.value) into bad
+        select format('{%s: %s}', to_jsonb(left(c.name, 201)),
+            pyjobs_internal.say_json(c.value)) into bad
         from jsonb_each(require_result.counters) c (name, value)
         where c.name = '' or length(c.name) > 200
             or case when jsonb_typeof(c.value) = 'number' then

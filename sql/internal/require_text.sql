@@ -13,7 +13,7 @@ as $$
 begin
     if coalesce(require_text.value, '') = '' or length(require_text.value) > 200 then
         perform pyjobs_internal.raise_invalid(require_text.argument,
-            'a text of 1 to 200 characters', require_text.value);
+            'a text of 1 to 200 characters', left(require_text.value, 201));
     end if;
 end
 $$;

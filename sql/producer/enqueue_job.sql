@@ -46,6 +46,7 @@ begin
     if enqueue_job.params is null then
         perform pyjobs_internal.raise_invalid('params', 'a JSON value', null);
     end if;
+    perform pyjobs_internal.require_json_size('params', enqueue_job.params);
     perform pyjobs_internal.require_count('batch_size', enqueue_job.batch_size);
     perform pyjobs_internal.require_job_options(enqueue_job.priority, enqueue_job.run_at,
         enqueue_job.name,

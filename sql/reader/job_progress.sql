@@ -12,9 +12,10 @@
 --             (nothing of it has begun), running or done. rate is items a second since the run's
 --             first claim, seconds_left is what remains at that rate, 0 for a final job; both null
 --             where unknown. errors are the first 10 by stage and batch, more_errors counts the
---             others. Where the run repeats only what had failed, each stage has also "carried":
---             {"succeeded", "counters"}, what earlier runs had done of it, which is not in the
---             other numbers.
+--             others; an item of more than 4,000 characters is told by its beginning or its kind
+--             and size, an error by its first 10,000 characters. Where the run repeats only what
+--             had failed, each stage has also "carried": {"succeeded", "counters"}, what earlier
+--             runs had done of it, which is not in the other numbers.
 -- Raises      PJ004 no such job, PJ005 job_id is null
 -- Locks       nothing
 -- Called by   all four roles
@@ -125,8 +126,14 @@ begin
             jsonb_agg(
                 jsonb_build_object(
                     'stage', f.key,
-                    'item', f.item,
-                    'error', coalesce(f.error, 'all attempts were used up'))
+                    -- A document that is asked for every second stays small, and flat enough for
+                    -- every parser.
+                    'item', case
+                        when pg_column_size(f.item) > 6000 or octet_length(f.item::text) > 4000
+                        then to_jsonb(pyjobs_internal.say_json(f.item))
+                        else f.item
+                    end,
+                    'error', coalesce(left(f.error, 10000), 'all attempts were used up'))
                 order by f.stage, f.id, f.index) as list
         from failures f
     ),

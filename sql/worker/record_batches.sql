@@ -33,7 +33,8 @@ begin
     then
         perform pyjobs_internal.raise_invalid('batch_ids',
             'an array of 1 to 100000 different ids of batches',
-            left(record_batches.batch_ids::text, 200));
+            case when wanted > 100000 then format('%s elements long', wanted)
+                else left(record_batches.batch_ids::text, 200) end);
     end if;
     if cardinality(record_batches.lease_epochs) is distinct from wanted
         or array_ndims(record_batches.lease_epochs) <> 1
@@ -41,21 +42,23 @@ begin
     then
         perform pyjobs_internal.raise_invalid('lease_epochs',
             format('an array of %s epochs, one for each batch', wanted),
-            left(record_batches.lease_epochs::text, 200));
+            case when cardinality(record_batches.lease_epochs) > 100000
+                then format('%s elements long', cardinality(record_batches.lease_epochs))
+                else left(record_batches.lease_epochs::text, 200) end);
     end if;
     if record_batches.failed is not null and (jsonb_typeof(record_batches.failed) <> 'array'
         or jsonb_array_length(record_batches.failed) <> wanted)
     then
         perform pyjobs_internal.raise_invalid('failed',
             format('null or a JSON array of %s arrays, one for each batch', wanted),
-            left(record_batches.failed::text, 200));
+            pyjobs_internal.say_json(record_batches.failed));
     end if;
     if record_batches.counters is not null and (jsonb_typeof(record_batches.counters) <> 'array'
         or jsonb_array_length(record_batches.counters) <> wanted)
     then
         perform pyjobs_internal.raise_invalid('counters',
             format('null or a JSON array of %s objects, one for each batch', wanted),
-            left(record_batches.counters::text, 200));
+            pyjobs_internal.say_json(record_batches.counters));
     end if;
     for n in 0 .. wanted - 1 loop
         perform pyjobs_internal.require_result(
