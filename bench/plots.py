@@ -65,6 +65,7 @@ def _ratios(results: Results) -> Figure:
         axes.plot([max(end, 1e-3) for end in ends], [row, row], color=colour, lw=2)
         axes.plot([max(middle, 1e-3)], [row], "o", color=colour)
     axes.axvline(1, color="black", lw=1)
+    axes.set_ylim(-1, len(found))
     axes.set_xscale("log")
     axes.set_yticks(range(len(found)))
     axes.set_yticklabels([f"{v.goal.what} ({v.goal.bound})" for v in found], fontsize=7)

@@ -1,5 +1,6 @@
 """The bench's report maker, on canned figures. What it measures is no matter of this suite."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -167,3 +168,27 @@ def test_numbers_have_three_digits_that_count(value: float, text: str):
 def test_a_heading_is_linked_as_github_links_it():
     heading = "Plain jobs through each system's own worker, and p99"
     assert report.anchor(heading) == "plain-jobs-through-each-systems-own-worker-and-p99"
+
+
+def test_a_worker_is_measured_between_a_tenth_and_nine_tenths_of_its_jobs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Two bursts of 50 jobs, a second apart: the middle 80 jobs lie within about a second."""
+    monkeypatch.syspath_prepend(contest.ADAPTERS)
+    common = importlib.import_module("common")
+    clock = iter([100.0 + n // 50 for n in range(100)])
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    tally = common.Tally(100)
+    for _ in range(100):
+        tally.hit()
+    assert tally.full.is_set()
+    assert tally.result() == {"rate": 80.0}
+    assert capsys.readouterr().out == "ready\n"
+
+
+def test_a_worker_that_did_not_do_all_jobs_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(contest.ADAPTERS)
+    tally = importlib.import_module("common").Tally(3)
+    tally.hit()
+    with pytest.raises(SystemExit, match="only 1 of 3"):
+        tally.result()
