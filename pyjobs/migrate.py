@@ -451,18 +451,19 @@ def _require_session(conn: Connection, conninfo: str) -> None:
 
     The lock would be one session's and its release another's, and settings would be left in
     sessions that serve others. Asked of the sessions themselves: what is set on a connection, and
-    not there while another connection has a transaction open, was set in somebody else's.
+    not there by itself or while another has a transaction open, was set in somebody else's.
     """
     if _one(conn, "select pg_backend_pid()") == conn.info.backend_pid:
         return  # no pooler in between: it would have made up that number
     mark = secrets.token_hex(8)
     look = b"select current_setting('pyjobs.deployer', true)"
     conn.execute("select set_config('pyjobs.deployer', %s, false)", [mark])
+    found = [conn.execute(look).fetchone() for _ in range(3)]
     with psycopg.connect(conninfo, prepare_threshold=None) as other:
         # A pooler gives it the session that was used last, and that now stays with it.
         other.execute("select 1")
-        found = [conn.execute(look).fetchone() for _ in range(3)]
-    if found != [(mark,)] * 3:
+        found += [conn.execute(look).fetchone() for _ in range(3)]
+    if found != [(mark,)] * 6:
         raise MigrationError(
             "this goes through a pooler in transaction mode, and deploying needs a session of its"
             " own; connect directly to the server, or through a pool in session mode"

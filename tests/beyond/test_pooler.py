@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 # As an operator would leave it: sessions are not reset, so that whatever is left there stays.
 LAX = {"server_reset_query_always": "0", "server_reset_query": "", "default_pool_size": "2"}
+KINDS = {"strict": {}, "lax": LAX, "in turn": {**LAX, "server_round_robin": "1"}}
 
 
 @pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
@@ -44,9 +45,9 @@ def server():
         yield server
 
 
-@pytest.fixture(params=["strict", "lax"])
+@pytest.fixture(params=KINDS)
 def pooler(request, server):
-    with Pooler(server.url(tcp=True), LAX if request.param == "lax" else None) as pooler:
+    with Pooler(server.url(tcp=True), KINDS[request.param]) as pooler:
         yield pooler
 
 
