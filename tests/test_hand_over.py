@@ -4,11 +4,11 @@ Its closer was to look after him: nobody else sees yet what he changed. So he ha
 
 Each guard was taken out once, and a test seen to fail for it:
 
-hand_over: notes nothing                 all but the last two
-close_batch: does not ask                closes_what_he_kept[..], twice_over, sealed, while_another
+hand_over: notes nothing                 closes_what_he_kept[..], as_often_as_it_takes, who_seals,
+                                           waits_for_the_others[rollback]
+close_batch: does not ask                the same, but for [failed] and [expired]
 release_batch: does not ask              closes_what_he_kept[failed]
 expire_leases: does not ask              closes_what_he_kept[expired]
-look_after: does not hand over again     closes_what_he_kept[..], twice_over, sealed, while_another
 look_after: no look by a cancel's rule   a_cancel_comes_while_he_hands_over_again
 """
 
