@@ -18,6 +18,7 @@ import pytest
 
 from pyjobs import embedded
 from tests.explorer import progress, scenarios, search
+from tests.explorer.__main__ import main
 from tests.explorer.acts import ACTIONS
 from tests.explorer.broken import BREAKS
 from tests.explorer.check import Checker, _reaped
@@ -296,6 +297,11 @@ def test_schedules_that_once_broke_a_rule_break_none(explorer, line):
     name, choices = from_line(line)
     _, problems = explorer.play(scenarios.find(name), choices)
     assert not problems
+
+
+def test_a_run_that_falls_short_has_failed(capsys):
+    assert main(["run", "--schedules", "9", "--seconds", "0", "--workers", "1"]) == 1
+    assert "FAILED: fewer than 9 schedules" in capsys.readouterr().out
 
 
 @pytest.mark.schedules

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # So many steps a random schedule is taken to have, when its points of change are drawn.
 _LENGTH = 60
+_BEAT = 60.0  # seconds
 
 
 @dataclasses.dataclass
@@ -71,10 +72,18 @@ class Total:
 class Explorer:
     """Explores on one database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tell: Callable[[str], None] | None = None) -> None:
         self._runner = Runner(database)
         self._checker = Checker(self._runner)
+        self._tell = tell
+        self._told = time.monotonic()
         self.total = Total()
+
+    def _beat(self) -> None:
+        """A sign of life now and then."""
+        if self._tell and time.monotonic() - self._told > _BEAT:
+            self._told = time.monotonic()
+            self._tell(f"so far {self.total}")
 
     def close(self) -> None:
         self._runner.close()
@@ -112,6 +121,7 @@ class Explorer:
             self.total.diverged += tally.diverged
             self.total.final_states = self._checker.final_states
             self.total.seconds += time.monotonic() - began
+            self._beat()
 
     def at_random(
         self, seeds: Iterable[int], until: float, chosen: list[Scenario] | None = None
@@ -136,6 +146,7 @@ class Explorer:
             if problems:
                 yield self._failure(outcome, problems, self.total.random)
             self.total.seconds += time.monotonic() - began
+            self._beat()
 
     def play(self, scenario: Scenario, choices: Choices) -> tuple[Outcome, list[str]]:
         """One schedule, and what is wrong with it."""
@@ -184,7 +195,7 @@ def work(url: str, number: int, given: argparse.Namespace) -> Total:
     def tell(text: str) -> None:
         print(text, flush=True)
 
-    explorer = Explorer(Database(url, f"explorer_{number}"))
+    explorer = Explorer(Database(url, f"explorer_{number}"), tell)
     until = time.monotonic() + given.seconds
     wanted = given.schedules and -(-given.schedules // given.workers)
     chosen = [s for s in scenarios.every() if given.only in s.name]

@@ -191,9 +191,64 @@ def several_jobs() -> Iterator[Scenario]:
         )
 
 
+def closing_what_is_kept() -> Iterator[Scenario]:
+    """Who hands over keeps a batch, and may then close that batch himself."""
+    both = (
+        *enqueue(2, leased=1, stages="'{a,b}'"),
+        EMITTED,
+        "select * from pyjobs.claim_next_batch(1, 'w', 9)",
+    )
+    wide = tuple(s.replace('"y"', '"y", "z"') for s in both)
+    unsealed = enqueue(2, seal="false")
+
+    def setwise(*batches: int) -> Op:
+        ids = ",".join(map(str, batches))
+        return call(f"record_batches('{{{ids}}}', '{{{','.join('1' for _ in batches)}}}')")
+
+    for name, setup, one, *others in (
+        ("stage-high", both, (record(2), record(4)), (record(3),)),
+        ("stage-low", both, (record(2), record(3)), (record(4),)),
+        ("stage-setwise-high", both, (setwise(2, 4),), (record(3),)),
+        ("stage-setwise-low", both, (setwise(2, 3),), (record(4),)),
+        ("stage-all", both, (record(2), record(3), record(4)), (record(4),)),
+        ("stage-extend", both, (record(2), call("extend_lease(4, 1)")), (record(3),), (record(4),)),
+        ("stage-release", both, (record(2), call("release_batch(4, 1, 'bad')")), (record(3),)),
+        ("stage-undone", both, (record(2), SAVEPOINT, record(4), BACK), (record(3),), (record(4),)),
+        ("stage-three", both, (record(2), record(4)), (record(3),), (call("extend_lease(3, 1)"),)),
+        ("stage-crosswise", wide, (record(2), record(5)), (record(3), record(4))),
+        ("stage-crosswise-low", wide, (record(2), record(3)), (record(5), record(4))),
+        ("stage-wide", wide, (record(2), record(5), record(4)), (record(3),)),
+        ("seal-first", unsealed, (SEAL[0], record(1)), (record(2),)),
+        ("seal-second", unsealed, (SEAL[0], record(2)), (record(1),)),
+        ("seal-record-before", unsealed, (record(1), SEAL[0], record(2)), (record(2),)),
+        ("cancel-first", "two", (call("cancel_job(1)"), record(1)), (record(2),)),
+        ("cancel-second", "two", (call("cancel_job(1)"), record(2)), (record(1),)),
+        (
+            "cancel-release",
+            "two",
+            (call("cancel_job(1)"), call("release_batch(1, 1)")),
+            (record(2),),
+        ),
+        (
+            "resolve-claim",
+            "unknown",
+            (call("resolve_job(1, 'RETRY', 'fine')"), claim("v", 1), RECORD_GOT),
+            (claim("u", 1), RECORD_GOT),
+        ),
+        ("retry-claim", "final", (call("retry_job(1)"), claim("v", 1), RECORD_GOT), (claim("u"),)),
+        ("release-claim", "held", (call("release_job(1)"), claim("v"), RECORD_GOT), (claim("u"),)),
+    ):
+        yield Scenario(
+            f"kept-{name}",
+            SETUPS[setup] if isinstance(setup, str) else setup,
+            tuple(tx(*ops) for ops in (one, *others)),
+        )
+
+
 def named() -> Iterator[Scenario]:
     """The scenes that matter most."""
     yield from _named()
+    yield from closing_what_is_kept()
     yield from orders()
     yield from triples()
     yield from several_jobs()
