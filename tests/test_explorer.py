@@ -155,6 +155,16 @@ def _actions() -> dict[str, list[str]]:
     }
 
 
+def test_a_deadlock_is_excused_only_where_callers_made_it():
+    """Workers' calls on one job make none, unless two sessions post the same batch."""
+    excused = {s.name for s in scenarios.named() if s.may_deadlock}
+    assert not any(s.may_deadlock for s in scenarios.pairs())
+    assert {"two-jobs-opposite", "add-and-seal-twice", "kept-stage-all"} <= excused
+    free = {"two-in-one-transaction", "record-two-each-crosswise", "record-in-turns", "last-three"}
+    assert not free & excused
+    assert not {"kept-stage-high", "kept-stage-crosswise", "extend-and-record-each"} & excused
+
+
 def test_a_schedule_repeats(explorer):
     scenario = scenarios.find("seal-against-the-last-two")
     first = explorer.play_seed(scenario, 11)

@@ -53,23 +53,38 @@ class Scenario:
     def may_deadlock(self) -> bool:
         """Whether its callers' own order can make a deadlock.
 
-        That is: with several jobs, or where one transaction has several calls of which one is no
-        worker's. Workers' calls on one job never do, in whatever order and number.
+        That is: with several jobs; where one transaction has several calls of which one is no
+        worker's; and where it has in hand several batches, one of which somebody else posts too.
+        Else workers' calls on one job never do, in whatever order and number.
         """
         if self.jobs > 1:
             return True
-        for ops in self.sessions:
+        # The batches that each session names.
+        named = [{n for op in ops for n in _batches(op)} for ops in self.sessions]
+        for number, ops in enumerate(self.sessions):
+            others = set().union(*named[:number], *named[number + 1 :])
             own: set[str | None] = set()
+            batches: set[int] = set()
             calls = 0
             for op in ops:
                 if op.kind == "call":
                     calls += 1
                     own.add(op.function)
+                    batches |= _batches(op)
                 elif op.kind in ("commit", "rollback"):
-                    if calls > 1 and not own <= WORKERS:
+                    if calls > 1 and (not own <= WORKERS or batches & others):
                         return True
-                    own, calls = set(), 0
+                    own, batches, calls = set(), set(), 0
         return False
+
+
+def _batches(op: Op) -> set[int]:
+    """The batches that a worker's call names."""
+    if op.function == "record_batches":
+        return {int(n) for n in re.findall(r"\d+", op.text.partition("}")[0])}
+    if op.function in ("record_batch", "record_and_claim", "release_batch", "extend_lease"):
+        return {int(n) for n in re.findall(r"\((\d+),", op.text)}
+    return set()
 
 
 # What workers call. (Only the epoch of a batch decides there, and claims never wait.)
