@@ -364,6 +364,52 @@ def test_what_stands_in_the_database_cannot_steer_a_terminal(cli, calls):
     assert "\x07" not in answer.out
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["people", "json"])
+def test_no_verb_prints_what_could_steer_a_terminal(form, cli, calls):
+    """Names, reasons, errors, items, counters and refusals of somebody who would like to."""
+    evil = "'; --\r\t\x1b[2J\x1b]0;x\x07\x9b31m\x7f\u202e%s[red]"
+    job = calls.enqueue(
+        evil, [{evil: evil}, 1], params={evil: evil}, name=evil, stages=[evil], max_attempts=1
+    )
+    first, second = calls.claim(job, 2, worker=evil)
+    calls.record(first, failed=[0], counters={evil: 1})
+    calls.do(
+        "select pyjobs.report_refused(%s, %s, 'PJ001', %s)",
+        first["batch_id"],
+        first["lease_epoch"],
+        evil,
+    )
+    calls.do(
+        "select pyjobs.release_batch(%s, %s, %s)", second["batch_id"], second["lease_epoch"], evil
+    )
+    other = calls.enqueue(evil, [1], name=evil)
+    calls.ask(evil, evil)
+    calls.do("select pyjobs.quarantine_job(%s, %s)", other, evil)
+    for verb in (
+        ["status"],
+        ["status", job],
+        ["status", other],
+        ["explain", job],
+        ["explain", other],
+        ["history", job],
+        ["history", other],
+        ["queues"],
+        ["workers"],
+        ["refused"],
+        ["watch", job],
+        ["wait", job],
+        ["pause-queue", evil],
+        ["explain", calls.enqueue(evil)],
+        ["enqueue", evil * 20],
+        ["add", job, "--items", "[1]", "--stage", evil],
+        [evil],
+    ):
+        answer = cli(*verb, *form)
+        for shown in (answer.out, answer.err):
+            odd = {one for one in shown if not one.isprintable() and one not in "\n\xa0"}
+            assert not odd, (verb, shown)
+
+
 # -- producers
 
 

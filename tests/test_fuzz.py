@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,8 +34,6 @@ from tests.support.rules import FINAL, broken_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import psycopg
 
     from tests.support.hostile import Value
 
@@ -350,3 +349,44 @@ def test_at_length(population: Population, name: str) -> None:
     fuzz(population, name, max_examples=AT_LENGTH, print_blob=True)
     print(sorted(population.tally.items()))
     assert population.tally[name, "taken"] >= AT_LENGTH // 10, "too few calls get far"
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(600)
+def test_arguments_of_hundreds_of_megabytes_get_an_answer(
+    population: Population, connect: Callable[..., Connection]
+) -> None:
+    """Of 200 MB each: taken, or refused in a few words, in memory of some such arguments."""
+    batch = next(target for target in population.targets if target.leased)
+    lease = f"{batch.batch_id}, {batch.lease_epoch}"
+    text = f"repeat('x', {200 << 20})"
+    for call, taken in (
+        (f"pause_queue({text})", False),
+        (f"enqueue_job('q', stages => array[{text}])", False),
+        (f"cancel_job({batch.job_id}, {text})", False),
+        (f"claim_next_job({text})", False),
+        (f"report_refused({lease}, {text})", False),
+        (f"enqueue_job('q', to_jsonb({text}))", False),
+        (f"record_batch({lease}, to_jsonb({text}))", False),
+        (f"record_batch({lease}, jsonb_build_array(to_jsonb({text})))", False),
+        (f"record_batch({lease}, counters => jsonb_build_object('n', {text}))", False),
+        (f"enqueue_job('q', jsonb_build_array({text}))", True),
+        (f"enqueue_job('q', params => to_jsonb({text}))", True),
+    ):
+        conn = connect(autocommit=False)
+        refused = None
+        try:
+            conn.execute(f"select count(*) from (select pyjobs.{call}) c".encode())
+        except psycopg.Error as error:
+            refused = error
+        assert (refused is None) == taken, (call, refused)
+        assert refused is None or refused.sqlstate == "PJ005", (call, refused)
+        assert len(str(refused)) < 2000, call
+        status = Path(f"/proc/{conn.info.backend_pid}/status")
+        conn.rollback()
+        if status.exists():  # the server is on this machine
+            most = re.search(r"VmHWM:\s+(\d+) kB", status.read_text("utf-8"))
+            assert most is not None
+            assert int(most[1]) < 16 * (200 << 10), call
+        conn.close()
+    assert population.look() == population.at_rest

@@ -76,8 +76,15 @@ def plain(value: Any) -> Any:
 
 def as_json(value: Any, *, line: bool = False) -> None:
     """Print a document; `line` prints it on one line, for a stream of them."""
-    text = json.dumps(plain(value), ensure_ascii=False, indent=None if line else 2)
-    print(text, flush=line)
+    print(json_text(plain(value), indent=None if line else 2), flush=line)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that can be read, and that cannot steer a terminal either: such characters escaped."""
+    return "".join(
+        one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1]
+        for one in json.dumps(value, ensure_ascii=False, indent=indent)
+    )
 
 
 def say(text: str | Text) -> None:
@@ -159,9 +166,9 @@ def cell(value: Any, *, brief: bool = False) -> Text:
     if isinstance(value, Decimal):
         return Text(f"{value.normalize():f}")
     if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
-        return Text(", ".join(value))
+        return Text(printable(", ".join(value)))
     if isinstance(value, Mapping | Sequence):
-        return Text(json.dumps(plain(value), ensure_ascii=False))
+        return Text(json_text(plain(value)))
     return Text(str(value))
 
 
@@ -191,11 +198,11 @@ def error(message: str, sqlstate: str | None, detail: str | None, hint: str | No
     """Say what went wrong on standard error, in the form that was asked for."""
     if _form.as_json:
         document = {"sqlstate": sqlstate, "message": message, "detail": detail, "hint": hint}
-        print(json.dumps({"error": document}, ensure_ascii=False), file=sys.stderr)
+        print(json_text({"error": document}), file=sys.stderr)
         return
-    lines = Text.assemble(("error: ", "bold red"), message)
+    lines = Text.assemble(("error: ", "bold red"), printable(message))
     for label, text in (("DETAIL", detail), ("HINT", hint)):
         if text:
             lines.append(f"\n{label}: ", style="bold")
-            lines.append(text)
+            lines.append(printable(text))
     Console(stderr=True, highlight=False).print(lines, soft_wrap=True)
