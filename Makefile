@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PYTEST_ARGS ?=
 EXPLORE_ARGS ?=
 FAILOVER_ARGS ?=
+MUTANTS_ARGS ?=
 STORM_ARGS ?=
 # Where the servers of the matrix look for one more (see tools/test_matrix.py).
 PG_VERSIONS ?=
@@ -17,7 +18,7 @@ PG_VERSIONS ?=
 # Instead of the whole of `make bench` and its report, as "record fused --form long".
 BENCH_ARGS ?=
 
-.PHONY: help demo test bench prove beyond failover storm storm-share explore explore-share fuzz test-matrix test-pooler pooler-share lint format generate clean
+.PHONY: help demo test bench prove beyond failover storm storm-share mutants explore explore-share fuzz test-matrix test-pooler pooler-share lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +28,7 @@ help:
 	@echo 'make beyond       proxies, standbys, full disks, time-outs, sessions ended'
 	@echo 'make fuzz         call every function with input that nobody should send'
 	@echo 'make failover     kill a primary and promote its standby, again and again, and take the time'
+	@echo 'make mutants      break what ships in ninety ways, and see each noticed'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
 	@echo 'make storm        kill clients, sessions and the server for an hour (STORM_ARGS="--minutes 5")'
 	@echo 'make test-pooler  run them through a PgBouncer in transaction pooling'
@@ -44,7 +46,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # What takes too long for every day; each part has a longer form of its own.
-prove: beyond pooler-share storm-share explore-share fuzz
+prove: beyond pooler-share storm-share explore-share fuzz mutants
 
 # Behind a pooler, on a standby, at the server's limits.
 beyond: $(VENV)/.test
@@ -53,6 +55,10 @@ beyond: $(VENV)/.test
 # How long there is no service when a standby takes over, beside plain clients on the same pair.
 failover: $(VENV)/.test
 	$(BIN)/python -m tests.beyond.failover $(FAILOVER_ARGS)
+
+# Two at a time; each in a copy of sql/ and a database of its own (docs/mutants.md).
+mutants: $(VENV)/.test
+	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 test-matrix: $(VENV)/.test
 	$(BIN)/python tools/test_matrix.py --download '$(PG_VERSIONS)' -- -n 2 $(PYTEST_ARGS)

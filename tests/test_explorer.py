@@ -20,7 +20,6 @@ from pyjobs import embedded
 from tests.explorer import progress, scenarios, search
 from tests.explorer.__main__ import main
 from tests.explorer.acts import ACTIONS
-from tests.explorer.broken import BREAKS
 from tests.explorer.check import Checker, _reaped
 from tests.explorer.explore import Explorer
 from tests.explorer.instrument import FOLDERS, instrument, strip, unbound
@@ -312,20 +311,6 @@ def test_schedules_that_once_broke_a_rule_break_none(explorer, line):
 def test_a_run_that_falls_short_has_failed(capsys):
     assert main(["run", "--schedules", "9", "--seconds", "0", "--workers", "1"]) == 1
     assert "FAILED: fewer than 9 schedules" in capsys.readouterr().out
-
-
-@pytest.mark.schedules
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("broken", BREAKS, ids=lambda b: b.name)
-def test_it_finds_what_was_broken_by_hand(broken, server):
-    database = Database(server.url(), "explorer_broken", changes=broken.apply(ROOT))
-    explorer = Explorer(database)
-    chosen = [scenarios.find(name) for name in broken.scenarios]
-    try:
-        found = next(explorer.systematically(chosen, broken.bound, limit=600), None)
-    finally:
-        explorer.close()
-    assert found is not None, f"{broken.name} survives {explorer.total}"
 
 
 @pytest.mark.schedules

@@ -529,6 +529,16 @@ def test_a_lease_that_was_taken_is_fenced(timed: Calls) -> None:
     assert timed.record(current)["job_status"] == "SUCCESS"
 
 
+def test_the_reaper_takes_what_has_run_out_and_nothing_else(timed: Calls) -> None:
+    job = timed.enqueue("q", items=3)
+    (short,) = timed.claim(job, lease="1 minute")
+    (long,) = timed.claim(job, lease="10 minutes")
+    timed.pass_time("2 minutes")
+    reaped = timed.rows("select action, batch_id from pyjobs.reap()")
+    assert reaped == [{"action": "expired", "batch_id": short["batch_id"]}]
+    assert timed.record(long)["job_status"] == "STARTED"
+
+
 def test_attempt_and_epoch_grow_with_each_claim(calls: Calls) -> None:
     job = calls.enqueue("q", max_attempts=5)
     seen = []

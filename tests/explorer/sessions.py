@@ -184,7 +184,7 @@ class Database:
             for setting in _PLANS:
                 conn.execute(f"alter database {name} set {setting} = off".encode())
         self.url = psycopg.conninfo.make_conninfo(server_url, dbname=name)
-        migrate.migrate(self.url)
+        migrate.migrate(self.url, root=root)
         self.code: Instrumented = instrument(root, changes)
         self.every_statement = every_statement
         for_tests = [

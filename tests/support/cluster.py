@@ -186,7 +186,9 @@ def _prepare(admin: psycopg.Connection[Any], cluster: Cluster, template: str) ->
             sql.Identifier(template), sql.Identifier(cluster.owner)
         )
     )
-    migrate.migrate(cluster.dsn(template, cluster.owner))
+    migrate.migrate(
+        cluster.dsn(template, cluster.owner), root=os.environ.get("PYJOBS_TEST_ROOT") or None
+    )
 
 
 def _clean_up(admin: psycopg.Connection[Any], cluster: Cluster) -> None:
