@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.explorer.broken import BREAKS
+from tests.mutants import catalogue
 from tests.storm import actors
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
     from tests.storm.actors import Result
     from tests.support.calls import Calls
 
-ROOT = Path(__file__).parents[2]
-
-# The explorer's. It finds each by choosing who goes on; here they have to meet by chance.
-OF_THE_FUNCTIONS = {broken.name: broken for broken in BREAKS}
+# The mutants of functions. Their own checks choose who goes on; here they have to meet by chance.
+OF_THE_FUNCTIONS = {
+    mutant.name.partition("-")[2]: mutant
+    for mutant in catalogue.every()
+    if all(file.startswith("sql/") for file in mutant.files)
+}
 
 
 class HastyWorker(actors.Worker):
@@ -54,4 +57,7 @@ def options(name: str) -> dict[str, Any]:
     """What to change in a storm's options."""
     if name in OF_A_CLIENT:
         return {"roles": {OF_A_CLIENT[name][0]: name}}
-    return {"broken": OF_THE_FUNCTIONS[name].apply(ROOT)}
+    mutant = OF_THE_FUNCTIONS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = mutant.apply(Path(folder) / "copy")
+        return {"broken": {file: (copy / file).read_text("utf-8") for file in mutant.files}}
