@@ -193,7 +193,7 @@ class Population:
         if name in READERS:
             assert before is None or self.look() == before, "a reader has changed something"
             return
-        if crc32(repr(arguments).encode()) % 3:  # a third of them: it takes most of the time
+        if crc32(repr(arguments).encode()) % 6:  # a sixth of them: it takes most of the time
             return
         assert self.look()[-1] == self.at_rest[-1], "the session is not as it was"
         assert broken_rules(self.conn, alone=True) == []
@@ -321,7 +321,7 @@ def fuzz(population: Population, name: str, **how: Any) -> None:
     @st.composite
     def steps(draw: st.DrawFn) -> list[tuple[str, dict[str, Value]]]:
         chosen = draw(st.lists(st.sampled_from(everybody), min_size=1, max_size=4, unique=True))
-        first = draw(st.lists(st.sampled_from(FUNCTIONS), max_size=2))
+        first = draw(st.lists(st.sampled_from(FUNCTIONS), max_size=1))
         return [
             (one, draw(calls(population.signatures[one], population.required[one], chosen)))
             for one in [*first, name]
@@ -342,7 +342,7 @@ def test_a_little_of_everything(population: Population) -> None:
 
 
 @pytest.mark.fuzz
-@pytest.mark.timeout(0 if AT_LENGTH > 1000 else 180)
+@pytest.mark.timeout(0 if AT_LENGTH > 1000 else 600)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_at_length(population: Population, name: str) -> None:
     """Random calls, at least 1,000."""
