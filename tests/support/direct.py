@@ -11,6 +11,7 @@ DIRECT: dict[str, tuple[str, ...]] = {
     "deploying takes a session's lock, and refuses a pooler that shares sessions": (
         "test_migrate.py",
         "test_demo.py",
+        "test_hostile_callers.py::test_default_privileges_of_the_owner_open_nothing",
     ),
     "it is about statements prepared in a session": (
         "test_client.py::test_statements_can_be_prepared_and_are_not_unless_asked",
@@ -26,7 +27,14 @@ DIRECT: dict[str, tuple[str, ...]] = {
     "it passes options of the server at connecting, which PgBouncer takes from 1.20 on only": (
         "test_readers_progress.py::test_readers_work_at_any_isolation_level_and_lock_nothing",
     ),
-    "it makes a temporary table, as people do at a prompt of psql": ("test_tour.py",),
+    "it makes a temporary table, as people do at a prompt of psql": (
+        "test_tour.py",
+        "test_hostile_callers.py::test_a_batch_that_no_answer_could_hold_is_refused",
+    ),
+    "it is about what a session may leave in its own temporary schema or search_path": (
+        "test_hostile_callers.py::test_a_temporary_schema_cannot_be_made_by_a_function_of_ours",
+        "test_hostile_callers.py::test_no_look_alike_in_the_callers_path_is_ever_called",
+    ),
 }
 
 
