@@ -300,6 +300,21 @@ def test_the_judge_sees_what_is_lost(explorer):
     assert any("job_progress" in p for p in progress.wrong(explorer._runner.control, before))
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["same-batch-among-several:c12.b24", "pause-and-record:a2.b10", "two-jobs-opposite:a8.b9"],
+)
+def test_the_server_itself_reports_a_deadlock_that_callers_made(explorer, line):
+    """Whoever closed the circle: its own detector finds it, and one is refused."""
+    name, choices = from_line(line)
+    outcome, problems = explorer.play(scenarios.find(name), choices)
+    assert not problems
+    refused = [c.answer.sqlstate for c in outcome.calls if c.answer.sqlstate == "40P01"]
+    assert len(refused) == bool(outcome.detected) <= 1
+    if name != "two-jobs-opposite":
+        assert outcome.detected
+
+
 @pytest.mark.parametrize("line", ["cancel-against-the-last-two:c6.a10"])
 def test_schedules_that_once_broke_a_rule_break_none(explorer, line):
     """Two recorders waited for each other, each by another rule, around a cancel with a grace."""

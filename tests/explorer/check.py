@@ -73,8 +73,8 @@ class Checker:
 
 
 def _left_to_others(outcome: Outcome) -> bool:
-    """Whether an operator's wait was cut off."""
-    return any(step.kind == "timeout" for step in outcome.steps)
+    """Whether an operator's wait was cut off, by its bound or by the server's detector."""
+    return bool(outcome.detected) or any(step.kind == "timeout" for step in outcome.steps)
 
 
 def _purged(outcome: Outcome, number: int) -> Collection[str]:

@@ -50,7 +50,7 @@ _ILLEGAL: dict[str, Callable[[str], bool]] = {
 
 def judge(outcome: Outcome) -> Iterator[str]:
     """What no order of the calls can explain."""
-    cut_off = {s.session for s in outcome.steps if s.kind == "timeout"}
+    cut_off = {s.session for s in outcome.steps if s.kind == "timeout"} | outcome.detected
     for call in outcome.calls:
         if call.answer is None or call.op.function is None:
             continue

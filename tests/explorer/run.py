@@ -104,9 +104,9 @@ WORKERS = {
 class _DeadlockError(Exception):
     """A deadlock that callers made: the server is to find it itself."""
 
-    def __init__(self, victim: int, choices: list[tuple[int, int | str]]) -> None:
+    def __init__(self, waiting: set[int], choices: list[tuple[int, int | str]]) -> None:
         super().__init__()
-        self.victim = victim
+        self.waiting = waiting
         self.choices = choices
 
 
@@ -159,6 +159,7 @@ class Outcome:
     calls: list[Call]
     states: list[dict[str, Any]]  # after the set-up and after each transaction
     problems: list[str] = dataclasses.field(default_factory=list)
+    detected: set[int] = dataclasses.field(default_factory=set)  # had the server's detector on
     diverged: tuple[list[str], list[str]] | None = None  # wanted and got, where they differ
 
     @property
@@ -305,7 +306,7 @@ class Runner:
         """Set the scene and let the sessions go, one step at a time.
 
         Where callers made a deadlock, the same is run again with the server's own detector at work
-        in the session that was the last to wait: then it is the server that refuses it.
+        in those who waited: then it is the server that refuses one.
         """
         victims: set[int] = set()
         while True:
@@ -313,10 +314,11 @@ class Runner:
             for number in victims:
                 self.links[number].run("set deadlock_timeout = '1ms'")
             self._victims = victims
+            self.outcome.detected = set(victims)
             try:
                 self._go(strategy)
             except _DeadlockError as found:
-                victims = {*victims, found.victim}
+                victims = victims | found.waiting
                 strategy = Then(Plan(found.choices), strategy)
             else:
                 return self.outcome
@@ -411,16 +413,22 @@ class Runner:
     def _break_deadlock(self) -> None:
         """Everybody waits: the last to begin is refused, as the server would do it."""
         waiting = [s for s in self._sessions if s.status == "waiting"]
-        victim = max(waiting, key=self._last_step)
+        names = ", ".join(chr(97 + s.number) for s in waiting)
+        numbers = {s.number for s in waiting}
         if not self.outcome.scenario.may_deadlock:
-            names = ", ".join(chr(97 + s.number) for s in waiting)
             self.outcome.problems.append(f"deadlock of sessions {names}")
-            self._end_wait(victim, "deadlock")
-        elif victim.number in self._victims:
-            # The server's detector will find it.
-            self._end_wait(victim, "deadlock", cancel=False)
+            self._end_wait(max(waiting, key=self._last_step), "deadlock")
+        elif numbers <= self._victims:
+            # The detector of whoever closed the circle finds it.
+            links = {s.link.fd: s for s in waiting}
+            heard, _, _ = select.select(list(links), [], [], STUCK / 6)
+            if heard:
+                self._end_wait(links[heard[0]], "deadlock", cancel=False)
+            else:
+                self.outcome.problems.append(f"sessions {names} wait, and the server sees nothing")
+                self._end_wait(max(waiting, key=self._last_step), "deadlock")
         else:
-            raise _DeadlockError(victim.number, self.outcome.choices)
+            raise _DeadlockError(numbers, self.outcome.choices)
 
     def _runnable(self) -> list[int]:
         return [s.number for s in self._sessions if s.status in ("ready", "gate")]

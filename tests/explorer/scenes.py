@@ -572,6 +572,13 @@ def _named() -> Iterator[Scenario]:
     yield scene(
         "record-two-each-crosswise", enqueue(4), tx(record(1), record(2)), tx(record(4), record(3))
     )
+    yield scene(
+        "same-batch-among-several",
+        "cancelling",
+        tx(call("release_batch(1, 1, 'bad')")),
+        tx(call("record_and_claim(1, 1, 'v1')", "got")),
+        tx(call("release_batch(2, 1)"), call("release_batch(1, 1, 'bad')")),
+    )
     yield scene("record-in-turns", enqueue(4), tx(record(1), record(3)), tx(record(2), record(4)))
 
 
