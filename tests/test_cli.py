@@ -333,7 +333,15 @@ def test_bad_input_exits_2_and_changes_nothing(arguments, cli, calls):
     assert calls.value("select array_agg(status::text) from pyjobs.job") == ["PENDING"]
 
 
-def test_the_keyboard_interrupts_it_quietly(start, calls):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process that we start heeds the keyboard, though we run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_keyboard_interrupts_it_quietly(interruptible, start, calls):
     process = start("wait", calls.enqueue())
     wait_until(
         lambda: calls.rows(
