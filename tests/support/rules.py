@@ -64,18 +64,21 @@ def broken_rules(
         audit = _all(cursor, "select * from pyjobs.audit_job()")
 
     wrong = [f"audit_job: {row}" for row in audit]
-    of_run = defaultdict(list)
+    of_run, of_job, stages_of = defaultdict(list), defaultdict(list), defaultdict(list)
     for batch in batches:
         of_run[batch["job_id"], batch["run"]].append(batch)
+        of_job[batch["job_id"]].append(batch)
         wrong += _batch(batch)
+    for stage in stages:
+        stages_of[stage["job_id"], stage["run"]].append(stage)
     for job in jobs:
         mine = of_run[job["id"], job["run"]]
-        its_stages = [s for s in stages if (s["job_id"], s["run"]) == (job["id"], job["run"])]
+        its_stages = stages_of[job["id"], job["run"]]
         for text in (
             *_ends(job, steps[job["id"]]),
             *_counts(job, its_stages, mine, documents[job["id"]]),
             *_end(job, its_stages, mine),
-            *_leases(job, [b for b in batches if b["job_id"] == job["id"]]),
+            *_leases(job, of_job[job["id"]]),
             *(_stuck(job, mine, offers, its_stages) if at_rest else ()),
         ):
             wrong.append(f"job {job['id']} ({seen[job['id']]['status']}): {text}")
