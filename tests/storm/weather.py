@@ -119,6 +119,7 @@ class Slot:
             target=actors.live, args=(post,), name=name, daemon=True
         )
         self.process.start()
+        self.begun = time.monotonic()
 
     def kill(self) -> None:
         self.process.kill()
@@ -263,7 +264,9 @@ class Storm:
 
     def do_drain(self) -> None:
         """Ask one to end, as a deployment does."""
-        slots = [slot for slot in self._package_workers() if slot.draining_until is None]
+        # One that only starts has no handler for the signal yet, and may simply end by it.
+        old = time.monotonic() - 10
+        slots = [s for s in self._package_workers() if s.draining_until is None and s.begun < old]
         if slots:
             slot = self._random.choice(slots)
             slot.process.terminate()
@@ -368,8 +371,9 @@ class Storm:
                     slot.fill()
                 continue
             if slot.draining_until is None or slot.process.exitcode != 0:
+                how = "by itself" if slot.draining_until is None else "when asked to"
                 self.verdict.wrong.append(
-                    f"{slot.process.name} ended by itself, with {slot.process.exitcode}"
+                    f"{slot.process.name} ended {how}, with {slot.process.exitcode}"
                 )
             slot.fill()
 
