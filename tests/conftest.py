@@ -21,6 +21,8 @@ from pytest_postgresql import factories
 
 from tests.support import Background, Cluster, Database, direct, wait_for_lock
 from tests.support.cluster import provide
+from tests.support.sessions import Session
+from tests.support.twins import AsyncTwin, SyncTwin
 from tests.support.waiting import POOLED, pid_of
 
 if TYPE_CHECKING:
@@ -154,6 +156,22 @@ def db(connect: Connect) -> Connection:
 def as_role(connect: Connect) -> Connect:
     """``as_role("worker")``: a session of a member of that role, and of nothing else."""
     return connect
+
+
+@pytest.fixture
+def new_session(
+    connect: Connect, background: Background, admin: Connection
+) -> Callable[[], Session]:
+    """Sessions that take their steps in a chosen order (tests/support/sessions.py)."""
+    return lambda: Session(connect(), background, admin)
+
+
+@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
+def twin(request: pytest.FixtureRequest) -> Iterator[SyncTwin | AsyncTwin]:
+    """The synchronous client and worker, and the asynchronous ones, called alike."""
+    made: SyncTwin | AsyncTwin = request.param()
+    yield made
+    made.close()
 
 
 @pytest.fixture(name="wait_for_lock")

@@ -30,11 +30,6 @@ SQL = Path(__file__).parents[1] / "sql"
 
 
 @pytest.fixture
-def new_session(connect, background, admin) -> Callable[[], Session]:
-    return lambda: Session(connect(), background, admin)
-
-
-@pytest.fixture
 def a(new_session) -> Session:
     return new_session()
 

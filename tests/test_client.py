@@ -20,16 +20,8 @@ import pyjobs
 from pyjobs import JobStatus
 from pyjobs._calls import CALLS
 from tests.support import wait_until
-from tests.support.twins import AsyncTwin, SyncTwin
 
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -8,14 +8,6 @@ import pytest
 import pyjobs
 from pyjobs import JobStatus
 from tests.support.proxy import Proxy
-from tests.support.twins import AsyncTwin, SyncTwin
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 @pytest.fixture

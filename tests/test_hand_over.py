@@ -14,32 +14,24 @@ look_after: no look by a cancel's rule   a_cancel_comes_while_he_hands_over_agai
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.support.rules import assert_rules
 from tests.support.sessions import SOON, Session
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 @pytest.fixture
-def sessions(connect, background, admin) -> Callable[[], Session]:
-    return lambda: Session(connect(), background, admin)
-
-
-@pytest.fixture
-def a(sessions) -> Session:
-    session = sessions()
+def a(new_session) -> Session:
+    session = new_session()
     session.settable_clock()
     return session
 
 
 @pytest.fixture
-def b(sessions) -> Session:
-    return sessions()
+def b(new_session) -> Session:
+    return new_session()
 
 
 def leased(session: Session, second_stage: int, **options: Any) -> list[Any]:
@@ -153,9 +145,9 @@ def test_what_was_kept_is_forgotten_with_a_rollback_to_a_savepoint(a, b):
     assert_ended(a, job)
 
 
-def test_a_cancel_comes_while_he_hands_over_again(a, b, sessions):
+def test_a_cancel_comes_while_he_hands_over_again(a, b, new_session):
     """Then it is the cancel's rule by which he looks."""
-    c = sessions()
+    c = new_session()
     job, one, low, high = leased(a, 2)
     a.begin()
     a.record(one)

@@ -15,12 +15,7 @@ from tests.support.rules import assert_rules
 from tests.support.sessions import SOON, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def new_session(connect, background, admin) -> Callable[[], Session]:
-    return lambda: Session(connect(), background, admin)
+    from collections.abc import Iterator
 
 
 @pytest.fixture

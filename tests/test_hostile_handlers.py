@@ -25,17 +25,9 @@ from pyjobs import JobStatus
 from tests.support import wait_until
 from tests.support.calls import Calls
 from tests.support.rules import assert_rules
-from tests.support.twins import AsyncTwin, SyncTwin
 from tests.test_worker import QUICK, store
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -24,28 +24,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.rules import assert_rules
-from tests.support.sessions import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tests.support.sessions import Session
 
 
 @pytest.fixture
-def sessions(connect, background, admin) -> Callable[[], Session]:
-    return lambda: Session(connect(), background, admin)
-
-
-@pytest.fixture
-def a(sessions) -> Session:
-    session = sessions()
+def a(new_session) -> Session:
+    session = new_session()
     session.settable_clock()
     session.mark_every_claim()
     return session
 
 
 @pytest.fixture
-def b(sessions) -> Session:
-    return sessions()
+def b(new_session) -> Session:
+    return new_session()
 
 
 def marks(session: Session, job: int) -> list[tuple[int, int]]:
@@ -95,9 +89,9 @@ def test_the_mark_of_an_emptied_stage_is_drawn_and_not_foreseen(a, b):
     assert position > mark
 
 
-def test_a_mark_is_moved_by_few_claims(db, sessions):
+def test_a_mark_is_moved_by_few_claims(db, new_session):
     """One in 512 by a hash of the id; which, does not change from one server to another."""
-    session = sessions()
+    session = new_session()
     job = session.enqueue(items=2_000)
     session.finish(job)
     # 20 claims of 100 each.
@@ -116,7 +110,7 @@ def test_a_mark_is_moved_by_few_claims(db, sessions):
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("how", ["added", "emitted", "returned"])
-def test_a_batch_that_is_on_its_way_when_a_mark_is_moved_is_found(a, b, sessions, how, end):
+def test_a_batch_that_is_on_its_way_when_a_mark_is_moved_is_found(a, b, new_session, how, end):
     """It has its position already, and is not to be seen yet."""
     job = a.enqueue(items=3, seal=False, stages=["one", "two"])
     a.do("select pyjobs.add_items(%s, '[1, 2]', 'two')", job)
@@ -132,7 +126,7 @@ def test_a_batch_that_is_on_its_way_when_a_mark_is_moved_is_found(a, b, sessions
         b.record(first, next_items=[8])
     else:
         b.release(first)
-    c = sessions()
+    c = new_session()
     # A later position, there to be claimed; and the last of what is to be seen.
     c.do("select pyjobs.add_items(%s, '[9]', %s)", job, "one" if how == "returned" else "two")
     c.claim(job, 9)

@@ -65,11 +65,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def new_session(connect, background, admin) -> Callable[[], Session]:
-    return lambda: Session(connect(), background, admin)
-
-
-@pytest.fixture
 def a(new_session) -> Session:
     return new_session()
 

@@ -21,17 +21,9 @@ import pyjobs
 from pyjobs import JobStatus
 from tests.support import wait_until
 from tests.support.proxy import Proxy
-from tests.support.twins import AsyncTwin, SyncTwin
 
 AT_ONCE = {"retry_in": lambda _attempt: timedelta(0)}
 QUICK = {"heartbeat": False, **AT_ONCE}
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 @pytest.fixture

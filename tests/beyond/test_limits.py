@@ -24,19 +24,11 @@ from pyjobs import embedded, migrate
 from tests.support import wait_until
 from tests.support.calls import Calls
 from tests.support.rules import assert_rules
-from tests.support.twins import AsyncTwin, SyncTwin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 AT_ONCE = {"retry_in": lambda _attempt: timedelta(0)}
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 def set_up(server: embedded.EmbeddedServer) -> str:

@@ -20,20 +20,12 @@ import pyjobs
 from pyjobs import JobStatus, embedded, migrate
 from tests.support import direct, wait_until
 from tests.support.pooler import Pooler
-from tests.support.twins import AsyncTwin, SyncTwin
 
 ROOT = Path(__file__).parents[2]
 
 # As an operator would leave it: sessions are not reset, so that whatever is left there stays.
 LAX = {"server_reset_query_always": "0", "server_reset_query": "", "default_pool_size": "2"}
 KINDS = {"strict": {}, "lax": LAX, "in turn": {**LAX, "server_round_robin": "1"}}
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from pyjobs import JobStatus
 from tests.support import wait_for_lock, wait_until
 from tests.support.rules import assert_rules
 from tests.support.sessions import SOON, Session, Stops, make_operators_patient
-from tests.support.twins import AsyncTwin, SyncTwin
 
 
 @pytest.fixture
@@ -245,13 +244,6 @@ def test_a_cancel_is_ended_while_it_waits(look, session, end, last_two, db):
 
 
 # The Python half goes on by itself.
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 @pytest.fixture

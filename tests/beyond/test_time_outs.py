@@ -14,16 +14,8 @@ from pyjobs import JobStatus
 from tests.support import wait_until
 from tests.support.rules import assert_rules
 from tests.support.sessions import SOON, Session, make_operators_patient
-from tests.support.twins import AsyncTwin, SyncTwin
 
 AT_ONCE = {"retry_in": lambda _attempt: timedelta(0)}
-
-
-@pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])
-def twin(request):
-    made = request.param()
-    yield made
-    made.close()
 
 
 @pytest.fixture
