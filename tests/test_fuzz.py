@@ -82,10 +82,14 @@ class Population:
             "select format('%I.%I', schemaname, tablename) from pg_tables"
             " where schemaname like 'pyjobs%' order by 1"
         ).fetchall()
-        self._look = " union all ".join(
-            f"select '{name}', count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)"
-            f" from {name} t"
-            for (name,) in tables
+        # Ordered: a server with a worker to spare appends the tables in parallel.
+        self._look = (
+            " union all ".join(
+                f"select '{name}', count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)"
+                f" from {name} t"
+                for (name,) in tables
+            )
+            + " order by 1"
         )
         self.signatures = {
             name: dict(zip(names or [], types or [], strict=True))
