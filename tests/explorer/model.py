@@ -396,7 +396,9 @@ def _alone(outcome: Outcome) -> Iterator[str]:
 
     The tail is reached when each open batch of the stage is in somebody's hands. Told from the
     waits that were seen; left out is who waits while an operator or a producer is at work, whose
-    batch somebody else has changed as well, and who waits for one who hands a stage over.
+    batch somebody else has changed as well, who waits for one who hands a stage over, and who
+    comes at the very moment at which another tries the lock of the batch that is free: it is seen
+    as in somebody's hands then.
     """
     for at, step in enumerate(outcome.steps):
         if not step.waits or step.place is None or "advisory" in step.place.text:
@@ -411,7 +413,7 @@ def _alone(outcome: Outcome) -> Iterator[str]:
         if job is None or job["status"] not in CLAIMABLE:
             continue
         held: set[int] = set()
-        plain = True
+        plain = not _tries_a_lock(outcome, step.session, at)
         for other in outcome.calls:
             if other.first_step > at or (other.ended is not None and other.ended <= step.state):
                 continue
@@ -432,6 +434,15 @@ def _alone(outcome: Outcome) -> Iterator[str]:
         ]
         if plain and free:
             yield f"batch {mine['id']}: waits with its record, although batch {free[0]} is free"
+
+
+def _tries_a_lock(outcome: Outcome, session: int, at: int) -> bool:
+    """Whether another session holds the lock of an obstacle, to give it back with its next step."""
+    last = {step.session: step for step in outcome.steps[:at] if step.session != session}
+    return any(
+        step.place is not None and step.place.function == "obstacle_lock" and not step.waits
+        for step in last.values()
+    )
 
 
 def _call_at(outcome: Outcome, session: int, at: int) -> Call | None:
