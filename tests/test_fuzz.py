@@ -85,8 +85,8 @@ class Population:
         # Ordered: a server with a worker to spare appends the tables in parallel.
         self._look = (
             " union all ".join(
-                f"select '{name}', count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)"
-                f" from {name} t"
+                f"select '{name}', count(*),"
+                f" coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) from {name} t"
                 for (name,) in tables
             )
             + " order by 1"

@@ -320,6 +320,10 @@ class Runner:
             except _DeadlockError as found:
                 victims = victims | found.waiting
                 strategy = Then(Plan(found.choices), strategy)
+            except TroubleError as error:
+                # One schedule that cannot be gone through is a failure; the others go on.
+                self.outcome.problems.append(f"the explorer: {error}")
+                return self.outcome
             else:
                 return self.outcome
             finally:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import select
-import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -457,7 +456,7 @@ def settle(
     ``is_settled(link, answers)`` is told what came of a link. Returns those that wait.
     """
     running = {link.fd: link for link in links}
-    began = time.monotonic()
+    waited = 0.0  # by its own pauses: a machine that was put to sleep has not waited
     pause = 0.0003
 
     def hear(link: Link) -> bool:
@@ -472,6 +471,7 @@ def settle(
             hear(running[fd])
         if came:
             continue
+        waited += pause
         blocked = control.blockers([link.pid for link in running.values()])
         # While one of them still runs, what the others wait for may pass.
         if len(blocked) == len(running):
@@ -480,6 +480,6 @@ def settle(
             if not any(heard):
                 return list(running.values())
         pause = min(pause * 2, 0.05)
-        if time.monotonic() - began > STUCK:
+        if waited > STUCK:
             raise TroubleError("a session neither goes on nor waits for a lock")
     return []
