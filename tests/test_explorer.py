@@ -172,6 +172,16 @@ def test_a_schedule_repeats(explorer):
     assert [s.label for s in second.steps] == [s.label for s in first.steps]
 
 
+def test_steps_are_counted_afresh_when_sessions_were_interrupted(explorer):
+    """A signal between a step's number and its notice: all that followed waited at a gate."""
+    scenario = scenarios.find("last-two")
+    explorer.play(scenario, [])
+    runner = explorer._runner
+    runner.links[0].value("select nextval('pg_temp.explorer_step')")
+    assert runner._unwind()
+    assert explorer.play(scenario, [(0, 2), (1, 2)])[1] == []
+
+
 def test_leaving_out_equivalent_schedules_loses_no_end(explorer):
     """The ends that are reached are those of all schedules, none left out."""
     runner = explorer._runner

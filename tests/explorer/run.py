@@ -384,6 +384,8 @@ class Runner:
                 link.run(statement)
             link.run("reset deadlock_timeout")
             link.places.clear()
+            # A signal may have come between a step's number and its notice.
+            link.count_steps()
         return True
 
     # -- the schedule

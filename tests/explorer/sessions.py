@@ -285,6 +285,11 @@ class Link:
         self.run("create temp sequence explorer_step")
         self.run(f"set explorer.session = '{self.number}'")
 
+    def count_steps(self) -> None:
+        """Ask the server how many yields were passed."""
+        asked = "select case when is_called then last_value else 0 end from pg_temp.explorer_step"
+        self.step = int(self.value(asked))
+
     def _hear(self, result: Any) -> None:
         # The first field that follows is the severity; a notice of ours is a bare number.
         text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
