@@ -325,7 +325,16 @@ def test_the_server_itself_reports_a_deadlock_that_callers_made(explorer, line):
         assert outcome.detected
 
 
-@pytest.mark.parametrize("line", ["cancel-against-the-last-two:c6.a10"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cancel-against-the-last-two:c6.a10",
+        # A cancel whose job is ended and purged while it waits.
+        "scene-20004543:c4.d5",
+        # A cancel, and the lease that it kept, in one transaction.
+        "kept-cancel-release:a28.b6.a2",
+    ],
+)
 def test_schedules_that_once_broke_a_rule_break_none(explorer, line):
     """Two recorders waited for each other, each by another rule, around a cancel with a grace."""
     name, choices = from_line(line)

@@ -40,6 +40,9 @@ begin
     settled := pyjobs_internal.stop_serving(j.id, until);
     -- While we waited its run may have ended, and another begun: with the serving stopped none can.
     select * into j from pyjobs_internal.job o where o.id = cancel_job.job_id;
+    if not found then
+        perform pyjobs_internal.raise_no_job(cancel_job.job_id);
+    end if;
     if settled and cancel_job.grace = interval '0' then
         none_out := pyjobs_internal.fence_leases(j.id, j.run, until);
     elsif settled then

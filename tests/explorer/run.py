@@ -352,6 +352,9 @@ class Runner:
             self.control.run("select pg_advisory_unlock_all()")
             for number in self._victims:
                 self.links[number].run("reset deadlock_timeout")
+            if self._victims or any(s.kind == "timeout" for s in self.outcome.steps):
+                for link in self.links:
+                    link.count_steps()
             return
         if self._unwind():
             return
