@@ -328,15 +328,17 @@ def test_the_server_itself_reports_a_deadlock_that_callers_made(explorer, line):
 @pytest.mark.parametrize(
     "line",
     [
+        # Two recorders waited for each other, each by another rule, around a cancel with a grace.
         "cancel-against-the-last-two:c6.a10",
-        # A cancel whose job is ended and purged while it waits.
+        # A cancel, and an end by force, whose job is ended and purged while they wait.
         "scene-20004543:c4.d5",
+        "scene-30037966:c12.d8",
         # A cancel, and the lease that it kept, in one transaction.
         "kept-cancel-release:a28.b6.a2",
     ],
 )
 def test_schedules_that_once_broke_a_rule_break_none(explorer, line):
-    """Two recorders waited for each other, each by another rule, around a cancel with a grace."""
+    """What was wrong with each stands beside it."""
     name, choices = from_line(line)
     _, problems = explorer.play(scenarios.find(name), choices)
     assert not problems

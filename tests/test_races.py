@@ -1312,6 +1312,30 @@ def test_record_batches_in_opposite_orders_do_not_deadlock(calls, a, b, stops):
     assert forwards.result(SOON) == backwards.result(SOON) == ["recorded", "recorded"]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "cancel_job(%s)",
+        "cancel_job(%s, grace => '0')",
+        "finalize_job(%s, 'FAILURE')",
+        "quarantine_job(%s, 'odd')",
+    ],
+)
+def test_an_operator_whose_job_is_purged_while_he_waits_is_told_so(calls, a, b, patient, call):
+    job, batches = job_of(calls, 2)
+    # A claim that found nothing, and is open still.
+    assert a.begin().claim(job) == []
+    waits = b.start(b.do, f"select pyjobs.{call}", job)
+    b.waits_for(a)
+    for batch in batches:
+        calls.record(batch)
+    assert calls.value("select pyjobs.purge_jobs('0')") == 1
+    a.commit()
+    with pytest.raises(psycopg.Error, match=f"there is no job {job}") as refused:
+        waits.result(SOON)
+    assert refused.value.sqlstate == "PJ004"
+
+
 # Dedupe keys.
 
 

@@ -10,8 +10,6 @@ create or replace function pyjobs_internal.lock_job(job_id bigint, until timesta
 returns pyjobs_internal.job
 language plpgsql
 as $$
-declare
-    j pyjobs_internal.job;
 begin
     begin
         if lock_job.until is not null then
@@ -21,10 +19,6 @@ begin
     exception when lock_not_available or deadlock_detected then
         perform pyjobs_internal.raise_in_the_way(lock_job.job_id, true);
     end;
-    select * into j from pyjobs_internal.job o where o.id = lock_job.job_id;
-    if not found then
-        perform pyjobs_internal.raise_no_job(lock_job.job_id);
-    end if;
-    return j;
+    return pyjobs_internal.read_job(lock_job.job_id);
 end
 $$;

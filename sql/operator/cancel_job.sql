@@ -28,10 +28,7 @@ begin
     perform pyjobs_internal.require_reason('reason', cancel_job.reason);
     perform pyjobs_internal.require_interval('grace', cancel_job.grace);
     perform pyjobs_internal.require_read_committed();
-    select * into j from pyjobs_internal.job o where o.id = cancel_job.job_id;
-    if not found then
-        perform pyjobs_internal.raise_no_job(cancel_job.job_id);
-    end if;
+    j := pyjobs_internal.read_job(cancel_job.job_id);
     if j.finished_at is not null then
         perform pyjobs_internal.fence_leases(j.id, j.run, until);
         return j.status;
@@ -39,10 +36,7 @@ begin
 
     settled := pyjobs_internal.stop_serving(j.id, until);
     -- While we waited its run may have ended, and another begun: with the serving stopped none can.
-    select * into j from pyjobs_internal.job o where o.id = cancel_job.job_id;
-    if not found then
-        perform pyjobs_internal.raise_no_job(cancel_job.job_id);
-    end if;
+    j := pyjobs_internal.read_job(cancel_job.job_id);
     if settled and cancel_job.grace = interval '0' then
         none_out := pyjobs_internal.fence_leases(j.id, j.run, until);
     elsif settled then

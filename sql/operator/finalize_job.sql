@@ -30,10 +30,7 @@ begin
             finalize_job.status::text);
     end if;
     perform pyjobs_internal.require_read_committed();
-    select * into j from pyjobs_internal.job o where o.id = finalize_job.job_id;
-    if not found then
-        perform pyjobs_internal.raise_no_job(finalize_job.job_id);
-    end if;
+    j := pyjobs_internal.read_job(finalize_job.job_id);
     if j.finished_at is not null then
         return (false, j.status);
     end if;
@@ -43,7 +40,7 @@ begin
         if can_end then
             can_end := pyjobs_internal.stop_serving(j.id, until);
             -- While we waited its run may have ended, and another begun.
-            select * into j from pyjobs_internal.job o where o.id = finalize_job.job_id;
+            j := pyjobs_internal.read_job(finalize_job.job_id);
             if not (can_end and pyjobs_internal.fence_leases(j.id, j.run, until)) then
                 perform pyjobs_internal.raise_in_the_way(j.id, false);
             end if;

@@ -23,15 +23,12 @@ begin
     end if;
     perform pyjobs_internal.require_reason('reason', quarantine_job.reason);
     perform pyjobs_internal.require_read_committed();
-    select * into j from pyjobs_internal.job o where o.id = quarantine_job.job_id;
-    if not found then
-        perform pyjobs_internal.raise_no_job(quarantine_job.job_id);
-    end if;
+    j := pyjobs_internal.read_job(quarantine_job.job_id);
     if exists (select from pyjobs_internal.job_state s where s.status = j.status
         and s.claimable) then
         stopped := pyjobs_internal.stop_serving(j.id, until);
         -- While we waited its run may have ended, and another begun.
-        select * into j from pyjobs_internal.job o where o.id = quarantine_job.job_id;
+        j := pyjobs_internal.read_job(quarantine_job.job_id);
         if not (stopped and pyjobs_internal.fence_leases(j.id, j.run, until)) then
             perform pyjobs_internal.raise_in_the_way(j.id, false);
         end if;

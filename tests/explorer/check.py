@@ -6,6 +6,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from tests.explorer import model, progress, rules
+from tests.explorer.effects import CLOSES
 from tests.explorer.rules import CLAIMABLE, FINAL, job_of, rows
 from tests.explorer.sessions import TroubleError
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _ROUNDS = 40
 _AUDIT_EVERY = 8
-CLOSING = {"record_batch", "record_batches", "record_and_claim", "release_batch"}
 
 
 class Checker:
@@ -85,7 +85,7 @@ def _left_to_others(outcome: Outcome) -> bool:
     for call in outcome.calls:
         key = (call.session, call.transaction)
         by_transaction.setdefault(key, set()).add(call.op.function)
-    return any("cancel_job" in names and names & CLOSING for names in by_transaction.values())
+    return any("cancel_job" in names and names & CLOSES for names in by_transaction.values())
 
 
 def _purged(outcome: Outcome, number: int) -> Collection[str]:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tests.explorer.run import Call
 
 CLAIMS = {"claim_next_job", "claim_next_batch", "claim_jobs", "record_and_claim"}
-_RECORDS = {"record_batch", "record_and_claim", "record_batches"}
+RECORDS = {"record_batch", "record_and_claim", "record_batches"}
+# Those that close a lease.
+CLOSES = {*RECORDS, "release_batch"}
 # Which of a job's columns a call may change, but for those of its end and of its next run.
 _JOB: dict[str, set[str]] = {
     "pause_job": {"paused"},
@@ -95,7 +97,7 @@ def wrong(call: Call, before: State, after: State) -> Iterator[str]:
         for row in answer:
             if row["batch_id"] is not None:
                 yield from _claimed(change, row, call.text)
-    if name in _RECORDS:
+    if name in RECORDS:
         for batch_id in _recorded_ids(call):
             explained.add(batch_id)
             yield from _recorded(change, batch_id, call)
@@ -363,7 +365,7 @@ def _ended(was: Row, now: Row, call: Call) -> Iterator[str]:
     # Who records ends a job as the worker that held the lease.
     if name in ("reap", "reap_leases"):
         known = {"reap"}
-    elif name in _RECORDS or name == "release_batch":
+    elif name in CLOSES:
         known = {"w", "u", "v", "v1", "v2", "last", *workers}
     else:
         known = {name}

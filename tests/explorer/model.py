@@ -409,9 +409,11 @@ def _alone(outcome: Outcome) -> Iterator[str]:
         state = outcome.states[step.state]
         batches = {b["id"]: b for b in rows(state, "batch")}
         mine = batches.get(int(re.findall(r"\d+", call.text)[0]))
-        # One of its own transaction's making is nobody else's business yet.
-        job = job_of(state, mine["job_id"]) if mine else None
-        if mine is None or job is None or job["status"] not in CLAIMABLE:
+        if mine is None:
+            # Of its own transaction's making: nobody else's business yet.
+            continue
+        job = job_of(state, mine["job_id"])
+        if job is None or job["status"] not in CLAIMABLE:
             continue
         held: set[int] = set()
         plain = not _tries_a_lock(outcome, step.session, at)
