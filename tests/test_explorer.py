@@ -335,6 +335,8 @@ def test_the_server_itself_reports_a_deadlock_that_callers_made(explorer, line):
         "scene-30037966:c12.d8",
         # A cancel, and the lease that it kept, in one transaction.
         "kept-cancel-release:a28.b6.a2",
+        # A record, and a claim that came late for its batch.
+        "priority-with-claim-claim+linger:b3.c6.a4.b5.c1.a32.b9.a5",
     ],
 )
 def test_schedules_that_once_broke_a_rule_break_none(explorer, line):
