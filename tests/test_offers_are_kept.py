@@ -28,14 +28,15 @@ def test_an_offer_made_while_a_claim_looks_is_not_withdrawn(
     (batch,) = calls.claim(job)
     # The claim stops where it has just seen that nothing is there.
     looks = calls.value(
-        "select pg_get_functiondef('pyjobs_internal.next_due(bigint)'::regprocedure)"
+        "select pg_get_functiondef('pyjobs_internal.next_dues(bigint[])'::regprocedure)"
     )
     calls.do("create schema gate")
     calls.do(looks.replace("FUNCTION pyjobs_internal.", "FUNCTION gate.", 1))
     calls.do(
-        "create or replace function pyjobs_internal.next_due(job_id bigint) returns timestamptz"
-        " language plpgsql as $$ declare due timestamptz; begin"
-        " due := gate.next_due(job_id); perform pg_advisory_xact_lock(42); return due; end $$"
+        "create or replace function pyjobs_internal.next_dues(job_ids bigint[])"
+        " returns table (job_id bigint, due timestamptz) language plpgsql as $$ begin"
+        " return query select * from gate.next_dues(job_ids);"
+        " perform pg_advisory_xact_lock(42); end $$"
     )
     gate = Calls(connect(direct=True))
     gate.do("select pg_advisory_lock(42)")

@@ -7,8 +7,8 @@
 --     2. One is quiet: its closer looks after us.
 --     3. One can be locked: nobody is changing it, its closer looks after us. The lock is rolled
 --        back.
---     4. All are in flight: become the run's ender (not got: whoever has it waits for us) and wait
---        for them. When cancelling the ender is another row: that of the cancel in the history.
+--     4. All are in flight, or there is none: become the run's ender (not got: whoever has it waits
+--        for us) and wait for them. When cancelling the ender is another row: that of the cancel in the history.
 --     5. A fresh look: still one? Roll back, from the start.
 --     6. None: the stage is done. Who has completed a stage has changed what counts as an obstacle
 --        of the next, and keeps one of those to the commit (hand_over); none: that stage is done
@@ -33,6 +33,7 @@ declare
     j record;
     stage_no smallint;      -- null: the obstacles are those of a cancel
     completed boolean;      -- something was changed: an obstacle must be kept to the commit
+    alone boolean;          -- the stage has no obstacle, not even in flight: nobody to wait for
     again boolean;
 begin
     loop
@@ -61,15 +62,20 @@ begin
             if pyjobs_internal.obstacle_quiet(advance_job.job_id, j.run, stage_no) then
                 return;
             end if;
+            -- What another has closed and not committed is seen as open still.
+            alone := stage_no is not null
+                and not pyjobs_internal.obstacle_any(advance_job.job_id, j.run, stage_no);
             -- 3
-            begin
-                if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
-                    false) is not null then
-                    raise exception using errcode = 'PJ0RB';
-                end if;
-            exception when sqlstate 'PJ0RB' then
-                return;
-            end;
+            if not alone then
+                begin
+                    if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
+                        false) is not null then
+                        raise exception using errcode = 'PJ0RB';
+                    end if;
+                exception when sqlstate 'PJ0RB' then
+                    return;
+                end;
+            end if;
         end if;
 
         -- Who waits by the rule that held before a cancel may wait for us: he looks by this one
@@ -105,7 +111,9 @@ begin
                 if not found then
                     return;
                 end if;
-                if j.status <> 'CANCELING' then
+                if alone then
+                    null;
+                elsif j.status <> 'CANCELING' then
                     perform pyjobs_internal.await_obstacle(advance_job.job_id, j.run, stage_no);
                 elsif pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, null, true)
                     is not null

@@ -19,7 +19,6 @@ returns setof pyjobs.claimed_batch
 language plpgsql
 as $$
 declare
-    j record;
     s record;
     wanted int := claim_from_job.max_batches;
     ids bigint[];
@@ -29,37 +28,41 @@ begin
         return;
     end if;
 
-    select job.run, job.era, job.queue, job.params into j
-    from pyjobs_internal.job job
-    join pyjobs_internal.job_state state on state.status = job.status
-    where job.id = claim_from_job.job_id and state.claimable and not job.paused
-        and job.run_at <= this_moment
-        and not exists (select from pyjobs_internal.queue q where q.name = job.queue and q.paused);
-    if not found then
-        return;
-    end if;
-
     -- Later stages first: what is begun is finished before more is begun.
     for s in
-        select stage.no, stage.key from pyjobs_internal.stage stage
-        where stage.job_id = claim_from_job.job_id and stage.run = j.run and stage.open
-            and not stage.done
+        select job.run, job.era, job.queue, job.params, stage.no, stage.key,
+            coalesce((
+                select m.pos from pyjobs_internal.claim_mark m
+                where m.job_id = job.id and m.run = job.run and m.stage = stage.no
+                order by m.job_id desc, m.run desc, m.stage desc, m.pos desc
+                limit 1), 0) as mark,
+            exists (
+                select from pyjobs_internal.job_start m
+                where m.job_id = job.id and m.era = job.era) as started
+        from pyjobs_internal.job job
+        join pyjobs_internal.job_state state on state.status = job.status
+        join pyjobs_internal.stage stage
+            on stage.job_id = job.id and stage.run = job.run and stage.open and not stage.done
+        where job.id = claim_from_job.job_id and state.claimable and not job.paused
+            and job.run_at <= this_moment
+            and not exists (
+                select from pyjobs_internal.queue q where q.name = job.queue and q.paused)
         order by stage.no desc
     loop
         -- First those that wait for nothing but their turn, from the mark on; then those that had
         -- to wait for another try.
         ids := array(
             select p.id from pyjobs_internal.batch p
-            where p.job_id = claim_from_job.job_id and p.run = j.run and p.stage = s.no
+            where p.job_id = claim_from_job.job_id and p.run = s.run and p.stage = s.no
                 and p.state = 'pending' and p.due_at = '-infinity'
-                and p.pos >= pyjobs_internal.low_water(claim_from_job.job_id, j.run, s.no)
+                and p.pos >= s.mark
             order by p.job_id, p.run, p.stage, p.due_at, p.pos
             limit wanted
             for update skip locked);
         if cardinality(ids) < wanted then
             ids := ids || array(
                 select p.id from pyjobs_internal.batch p
-                where p.job_id = claim_from_job.job_id and p.run = j.run and p.stage = s.no
+                where p.job_id = claim_from_job.job_id and p.run = s.run and p.stage = s.no
                     and p.state = 'pending' and p.due_at > '-infinity' and p.due_at <= this_moment
                 order by p.job_id, p.run, p.stage, p.due_at, p.pos
                 limit wanted - cardinality(ids)
@@ -76,28 +79,23 @@ begin
                 leased_at = this_moment, lease_expires_at = this_moment + claim_from_job.lease
             where b.id = any (ids)
             returning b.id, b.lease_epoch, b.attempt, b.items, b.lease_expires_at, b.pos)
-        select claim_from_job.job_id, j.run, t.id, t.lease_epoch, t.attempt, j.queue, s.key,
-            j.params,
-               coalesce(t.items, jsonb_build_array(j.params)), t.lease_expires_at
+        select claim_from_job.job_id, s.run, t.id, t.lease_epoch, t.attempt, s.queue, s.key,
+            s.params,
+               coalesce(t.items, jsonb_build_array(s.params)), t.lease_expires_at
         from taken t
         order by t.pos;
         if pyjobs_internal.mark_due(ids[1], cardinality(ids)) then
-            perform pyjobs_internal.move_mark(claim_from_job.job_id, j.run, s.no);
+            perform pyjobs_internal.move_mark(claim_from_job.job_id, s.run, s.no);
+        end if;
+        -- Claimed since. Never awaited: first claims that overlap leave a mark each, and the earliest
+        -- counts.
+        if not s.started and wanted = claim_from_job.max_batches then
+            insert into pyjobs_internal.job_start (job_id, at, era, run, worker, session_role)
+            values (claim_from_job.job_id, this_moment, s.era, s.run, claim_from_job.worker,
+                session_user);
         end if;
         wanted := wanted - cardinality(ids);
         exit when wanted = 0;
     end loop;
-
-    -- The mark "claimed since". Never awaited: first claims that overlap leave one each, and the
-    -- earliest counts.
-    if wanted < claim_from_job.max_batches then
-        perform from pyjobs_internal.job_start m where m.job_id = claim_from_job.job_id
-            and m.era = j.era;
-        if not found then
-            insert into pyjobs_internal.job_start (job_id, at, era, run, worker, session_role)
-            values (claim_from_job.job_id, this_moment, j.era, j.run, claim_from_job.worker,
-                session_user);
-        end if;
-    end if;
 end
 $$;

@@ -12,7 +12,7 @@
 --   lease        for how long
 -- Returns     the leased batches
 -- Raises      nothing
--- Locks       offers, by SKIP LOCKED; then as claim_from_job and settle_offer
+-- Locks       offers, by SKIP LOCKED; then as claim_from_job, claim_from_jobs and settle_offers
 -- Called by   claim_next_job, claim_jobs
 create or replace function pyjobs_internal.claim_from_offers(
     worker text, queues text[], max_jobs int, max_batches int, lease interval)
@@ -36,6 +36,10 @@ declare
     mine boolean;          -- we hold the offer's row and move it
     passed bigint[];       -- jobs that others are serving
     passed_job bigint;
+    waiting bigint[];      -- jobs, in order of their turn
+    free bigint[];         -- those of which we hold an offer
+    claimed pyjobs.claimed_batch;
+    given bigint[];        -- jobs that gave a batch
 begin
     serving := array(
         select q.name from unnest(claim_from_offers.queues) q (name)
@@ -50,6 +54,52 @@ begin
             order by o.queue, o.priority desc
             limit 1) top;
         exit when level is null;
+
+        -- One of each of many jobs: those at the head whose offers nobody holds, in a few
+        -- statements. What that leaves is found one by one.
+        if wanted > 1 and claim_from_offers.max_batches = 1 then
+            waiting := array(
+                select w.job_id from (
+                    select due.job_id, due.due_at, due.id
+                    from unnest(serving) q (name)
+                    cross join lateral (
+                        select o.job_id, o.due_at, o.id from pyjobs_internal.offer o
+                        where o.queue = q.name and o.priority = level and o.due_at <= this_moment
+                        order by o.queue, o.priority desc, o.due_at, o.id
+                        limit wanted) due
+                    order by due.due_at, due.id
+                    limit wanted) w
+                where w.job_id <> all (served)
+                group by w.job_id
+                order by min(w.due_at), min(w.id));
+            if cardinality(waiting) > 1 then
+                free := array(
+                    select o.job_id from pyjobs_internal.offer o
+                    where o.job_id = any (waiting) and o.due_at <= this_moment
+                    for update skip locked);
+                if nextval('pyjobs_internal.offer_pass') % 8 = 0 then
+                    free := free || waiting[1];
+                end if;
+                given := '{}';
+                for claimed in
+                    select * from pyjobs_internal.claim_from_jobs(
+                        array(select w.id from unnest(waiting) with ordinality w (id, no)
+                              where w.id = any (free) order by w.no),
+                        claim_from_offers.worker, claim_from_offers.lease)
+                loop
+                    given := given || claimed.job_id;
+                    return next claimed;
+                end loop;
+                if cardinality(given) > 0 then
+                    perform pyjobs_internal.settle_offers(given, true);
+                    served := served || given;
+                    wanted := wanted - cardinality(given);
+                    if wanted = 0 then
+                        return;
+                    end if;
+                end if;
+            end if;
+        end if;
 
         last_due := '-infinity';
         last_id := 0;
@@ -84,8 +134,9 @@ begin
                 continue when offer.job_id = any (served);
                 -- A try takes advisory locks. After many in vain (thousands of jobs were paused or
                 -- cancelled, say) look before it; later claims will withdraw what is left.
-                continue when vain >= 100
-                    and coalesce(pyjobs_internal.next_due(offer.job_id) > this_moment, true);
+                continue when vain >= 100 and not exists (
+                    select from pyjobs_internal.next_dues(array[offer.job_id]) n
+                    where n.due <= this_moment);
 
                 -- Alone in its level: nobody to give way to, and nothing to write.
                 mine := chunk > 4 or not offer.alone;
@@ -106,13 +157,13 @@ begin
                 if found then
                     wanted := wanted - 1;
                     served := served || offer.job_id;
-                    perform pyjobs_internal.serve_offer(offer.job_id, mine);
+                    perform pyjobs_internal.settle_offers(array[offer.job_id], mine);
                     if wanted = 0 then
                         return;
                     end if;
                 else
                     vain := vain + 1;
-                    perform pyjobs_internal.settle_offer(offer.job_id);
+                    perform pyjobs_internal.settle_offers(array[offer.job_id], false);
                 end if;
             end loop;
             exit when fetched < chunk;
@@ -127,7 +178,7 @@ begin
             if found then
                 wanted := wanted - 1;
                 served := served || passed_job;
-                perform pyjobs_internal.serve_offer(passed_job, false);
+                perform pyjobs_internal.settle_offers(array[passed_job], false);
                 if wanted = 0 then
                     return;
                 end if;

@@ -24,57 +24,51 @@ declare
     job_status pyjobs.job_status;
     is_final boolean := false;
     stage_is_done boolean := false;
+    others boolean;         -- there is one that somebody else will close
     kept boolean := current_setting('pyjobs.kept', true) <> ''
         and pyjobs_internal.kept_here(close_batch.batch_id);
 begin
-    -- A plain read first: a stale caller must not wait for a row that somebody else is changing.
-    select o.job_id, o.run, o.stage, o.item_count, o.state, o.lease_epoch, o.worker into b
-    from pyjobs_internal.batch o
-    where o.id = close_batch.batch_id;
-    if not found then
-        outcome := 'unknown';
-        return;
-    end if;
-    if b.lease_epoch <> close_batch.lease_epoch or b.state in ('pending', 'failed') then
-        outcome := 'stale';
-        return;
-    end if;
-    if b.state = 'recorded' then
-        outcome := 'already';
-        return;
-    end if;
-
-    if close_batch.failed <> '[]' then
-        perform from jsonb_array_elements(close_batch.failed) f (entry)
-        where (f.entry ->> 'index')::numeric >= b.item_count;
-        if found then
-            perform pyjobs_internal.raise_invalid('failed',
-                format('a JSON array whose indexes are below %s, the number of items in batch %s',
-                    b.item_count, close_batch.batch_id),
-                close_batch.failed::text);
+    -- What was given is checked against the batch and its stage, where there is something to check
+    -- and the lease stands.
+    if close_batch.failed <> '[]' or close_batch.next_items is not null then
+        select o.job_id, o.run, o.stage, o.item_count into b
+        from pyjobs_internal.batch o
+        where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch
+            and o.state = 'leased';
+        if found and close_batch.failed <> '[]' then
+            perform from jsonb_array_elements(close_batch.failed) f (entry)
+            where (f.entry ->> 'index')::numeric >= b.item_count;
+            if found then
+                perform pyjobs_internal.raise_invalid('failed',
+                    format('a JSON array whose indexes are below %s, the number of items in batch %s',
+                        b.item_count, close_batch.batch_id),
+                    close_batch.failed::text);
+            end if;
+        end if;
+        if b.job_id is not null and close_batch.next_items is not null then
+            select s.no, s.open, j.batch_size into next_stage
+            from pyjobs_internal.stage s
+            join pyjobs_internal.job j on j.id = s.job_id
+            where s.job_id = b.job_id and s.run = b.run and s.no = b.stage + 1;
+            if not found then
+                perform pyjobs_internal.raise_invalid('next_items', 'null in the last stage',
+                    close_batch.next_items::text);
+            end if;
         end if;
     end if;
 
-    if close_batch.next_items is not null then
-        select s.no, s.open, j.batch_size into next_stage
-        from pyjobs_internal.stage s
-        join pyjobs_internal.job j on j.id = s.job_id
-        where s.job_id = b.job_id and s.run = b.run and s.no = b.stage + 1;
-        if not found then
-            perform pyjobs_internal.raise_invalid('next_items', 'null in the last stage',
-                close_batch.next_items::text);
-        end if;
-    end if;
-
+    -- Who is stale does not wait for a row that somebody else is changing: what he may see is not
+    -- his, so that the update does not come to lock it. That it is leased is told by its time: by
+    -- its state, a plan made when few were leased walks the index of all that are.
     update pyjobs_internal.batch o
     set state = 'recorded', closed_at = pyjobs_internal.clock(), lease_expires_at = null,
         failed = nullif(close_batch.failed, '[]'),
             failed_count = jsonb_array_length(close_batch.failed),
         counters = nullif(close_batch.counters, '{}')
     where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch
-        and o.state = 'leased';
+        and o.lease_expires_at is not null
+    returning o.job_id, o.run, o.stage, o.worker into b;
     if not found then
-        -- Somebody was quicker, between the read and here.
         select case when o.lease_epoch = close_batch.lease_epoch and o.state = 'recorded'
             then 'already' else 'stale' end
         into outcome
@@ -94,12 +88,12 @@ begin
         end if;
     end if;
 
-    -- Look, each in a statement of its own. Nearly always another batch of the stage is quietly
-    -- open: done.
-    select j.status into job_status from pyjobs_internal.job j where j.id = b.job_id;
-    if kept or job_status = 'CANCELING'
-        or not pyjobs_internal.obstacle_quiet(b.job_id, b.run, b.stage)
-    then
+    -- Look, in a statement of its own. Nearly always another batch of the stage is quietly open:
+    -- done.
+    select j.status, pyjobs_internal.obstacle_quiet(b.job_id, b.run, b.stage)
+    into job_status, others
+    from pyjobs_internal.job j where j.id = b.job_id;
+    if kept or job_status = 'CANCELING' or not others then
         perform pyjobs_internal.look_after(b.job_id, kept, b.worker);
         select j.status, s.final, t.done into job_status, is_final, stage_is_done
         from pyjobs_internal.job j

@@ -10,7 +10,7 @@
 --   counters      null, or a JSON array whose nth element is the nth batch's counters
 -- Returns     batch_id, outcome (recorded, already, stale), in the order of batch_ids
 -- Raises      PJ004 no such batch, PJ005 bad argument, PJ007 isolation level
--- Locks       as record_batch, for each, ordered by job and batch
+-- Locks       as record_batch, for each, ordered by job and batch; as record_plain
 -- Called by   workers
 create or replace function pyjobs.record_batches(
     batch_ids bigint[], lease_epochs bigint[], failed jsonb default null,
@@ -22,6 +22,8 @@ as $$
 declare
     wanted constant int := cardinality(record_batches.batch_ids);
     outcomes text[];
+    part record;
+    recorded bigint[];
     b record;
     closed record;
 begin
@@ -60,36 +62,64 @@ begin
             format('null or a JSON array of %s objects, one for each batch', wanted),
             pyjobs_internal.say_json(record_batches.counters));
     end if;
-    for n in 0 .. wanted - 1 loop
-        perform pyjobs_internal.require_result(
-            case when record_batches.failed is null then '[]' else record_batches.failed -> n end,
-            case when record_batches.counters is null then '{}'
-                else record_batches.counters -> n end);
-    end loop;
+    if record_batches.failed is not null or record_batches.counters is not null then
+        for n in 0 .. wanted - 1 loop
+            perform pyjobs_internal.require_result(
+                case when record_batches.failed is null then '[]'
+                    else record_batches.failed -> n end,
+                case when record_batches.counters is null then '{}'
+                    else record_batches.counters -> n end);
+        end loop;
+    end if;
 
     outcomes := array_fill(null::text, array[wanted]);
-    for b in
-        -- Each batch is looked up on its own: a join's plan, made without knowing how many are
-        -- given, read the whole table.
-        select i.id, i.epoch, i.no::int as no
-        from unnest(record_batches.batch_ids, record_batches.lease_epochs) with ordinality i (id,
-            epoch, no)
-        order by (select o.job_id from pyjobs_internal.batch o where o.id = i.id), i.id
+    -- In the one order; neighbours of which each is all that its job has are recorded together.
+    for part in
+        select n.plain, array_agg(n.id order by n.place) as ids,
+            array_agg(n.epoch order by n.place) as epochs, array_agg(n.no order by n.place) as nos
+        from (
+            select w.*, w.place - row_number() over (partition by w.plain order by w.place) as run
+            from (
+                -- Each batch is looked up on its own: a join's plan, made without knowing how many
+                -- are given, read the whole table.
+                select i.id, i.epoch, i.no::int as no, o.plain,
+                    row_number() over (order by o.job_id, i.id) as place
+                from unnest(record_batches.batch_ids, record_batches.lease_epochs)
+                    with ordinality i (id, epoch, no)
+                cross join lateral pyjobs_internal.is_plain(i.id, i.epoch,
+                    coalesce(record_batches.failed -> (i.no::int - 1), '[]') = '[]') o) w) n
+        group by n.plain, n.run
+        order by min(n.place)
     loop
-        select * into closed from pyjobs_internal.close_batch(b.id, b.epoch,
-            case when record_batches.failed is null then '[]'
-                else record_batches.failed -> (b.no - 1) end,
-            case when record_batches.counters is null then '{}'
-                else record_batches.counters -> (b.no - 1) end,
-            null);
-        if closed.outcome = 'unknown' then
-            perform pyjobs_internal.raise_no_batch(b.id);
+        recorded := '{}';
+        if part.plain then
+            recorded := pyjobs_internal.record_plain(part.ids, part.epochs,
+                (select array_agg(coalesce(record_batches.counters -> (p.no - 1), '{}')
+                    order by p.place)
+                 from unnest(part.nos) with ordinality p (no, place)));
         end if;
-        if closed.outcome = 'stale' then
-            perform pyjobs_internal.keep_refusal(b.id, b.epoch, 'PJ001',
-                'refused by record_batches');
-        end if;
-        outcomes[b.no] := closed.outcome;
+        for b in
+            select p.id, p.epoch, p.no
+            from unnest(part.ids, part.epochs, part.nos) with ordinality p (id, epoch, no, place)
+            order by p.place
+        loop
+            if b.id = any (recorded) then
+                outcomes[b.no] := 'recorded';
+                continue;
+            end if;
+            select * into closed from pyjobs_internal.close_batch(b.id, b.epoch,
+                coalesce(record_batches.failed -> (b.no - 1), '[]'),
+                coalesce(record_batches.counters -> (b.no - 1), '{}'),
+                null);
+            if closed.outcome = 'unknown' then
+                perform pyjobs_internal.raise_no_batch(b.id);
+            end if;
+            if closed.outcome = 'stale' then
+                perform pyjobs_internal.keep_refusal(b.id, b.epoch, 'PJ001',
+                    'refused by record_batches');
+            end if;
+            outcomes[b.no] := closed.outcome;
+        end loop;
     end loop;
 
     return query
