@@ -5,13 +5,13 @@
 --   batch_id     the batch
 --   lease_epoch  the lease that it is to have
 --   succeeded    no item of it has failed
--- Returns     one row: job_id, null where there is no such batch; plain, whether it is, as things
+-- Returns     one row: job, null where there is no such batch; plain, whether it is, as things
 --             stand
 -- Raises      nothing
 -- Locks       nothing
 -- Called by   record_batches
 create or replace function pyjobs_internal.is_plain(batch_id bigint, lease_epoch bigint, succeeded boolean,
-    out job_id bigint, out plain boolean)
+    out job bigint, out plain boolean)
 language plpgsql
 as $$
 begin
@@ -23,12 +23,12 @@ begin
         and not exists (
             select from pyjobs_internal.batch o
             where o.job_id = b.job_id and o.run = b.run and o.id <> b.id)
-    into is_plain.job_id, is_plain.plain
+    into job, plain
     from pyjobs_internal.batch b
     join pyjobs_internal.job j on j.id = b.job_id and j.run = b.run
     join pyjobs_internal.job_state state on state.status = j.status
     where b.id = is_plain.batch_id;
-    is_plain.plain := coalesce(is_plain.plain, false)
+    plain := coalesce(plain, false)
         and coalesce(current_setting('pyjobs.kept', true), '') = '';
 end
 $$;

@@ -83,7 +83,7 @@ begin
                 -- Each batch is looked up on its own: a join's plan, made without knowing how many
                 -- are given, read the whole table.
                 select i.id, i.epoch, i.no::int as no, o.plain,
-                    row_number() over (order by o.job_id, i.id) as place
+                    row_number() over (order by o.job, i.id) as place
                 from unnest(record_batches.batch_ids, record_batches.lease_epochs)
                     with ordinality i (id, epoch, no)
                 cross join lateral pyjobs_internal.is_plain(i.id, i.epoch,

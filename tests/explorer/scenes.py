@@ -191,6 +191,92 @@ def several_jobs() -> Iterator[Scenario]:
         )
 
 
+def by_sets() -> Iterator[Scenario]:
+    """Two small jobs, each all that one batch is, claimed or recorded together, and what meets it."""
+    expired = "update pyjobs_internal.test_clock set ahead = '2 minutes'"
+    # A claim may draw a number: first all are made.
+    waiting = (*enqueue(1, leased=0), *enqueue(1, leased=0))
+    leased = (*waiting, *(f"select * from pyjobs.claim_next_batch({n}, 'w')" for n in (1, 2)))
+    # Two with more than one batch as well, one of each leased: what is recorded one by one.
+    mixed = (
+        *(statement for items in (1, 2, 1) for statement in enqueue(items, leased=0)),
+        *(f"select * from pyjobs.claim_next_batch({n}, 'w')" for n in (1, 2, 3)),
+    )
+    both = call("record_batches('{1,2}', '{1,1}')")
+    take = call("claim_jobs('v', '{q}', 2)", "got")
+
+    stops = (
+        ("cancel", "cancel_job(1)"),
+        ("cancel-now", "cancel_job(2, null, '0')"),
+        ("finalize", "finalize_job(1)"),
+        ("force", "finalize_job(2, 'FAILURE')"),
+        ("quarantine", "quarantine_job(1, 'odd')"),
+        ("pause", "pause_job(2)"),
+        ("pause-queue", "pause_queue('q')"),
+        ("priority", "set_priority(1, 5)"),
+        ("purge", "purge_jobs('0')"),
+        ("retry", "retry_job(1)"),
+    )
+    holders = (
+        ("reap", "reap()"),
+        ("release", "release_batch(1, 1)"),
+        ("give-up", "release_batch(2, 1, 'bad')"),
+        ("extend", "extend_lease(1, 1)"),
+        ("record", "record_batch(2, 1)"),
+        ("again", "record_batches('{2,1}', '{1,1}')"),
+        ("stale", "record_batches('{1,2}', '{7,1}')"),
+        ("fused", "record_and_claim(1, 1, 'v')"),
+    )
+    for name, text in (*stops, *holders):
+        setup = (*leased, expired) if name == "reap" else leased
+        other = call(text)
+        yield Scenario(f"set-{name}", setup, (tx(both), tx(other)))
+        yield Scenario(f"set-{name}-undone", setup, (_undone_(both), _undone_(other)))
+        yield Scenario(f"set-{name}-and-again", setup, (tx(both), tx(other), tx(both)))
+    claims = (
+        *stops[:8],
+        ("claim", "claim_next_job('u', '{q}')"),
+        ("claim-here", "claim_next_batch(2, 'u')"),
+        ("again", "claim_jobs('u', '{q}', 2)"),
+        ("enqueue", "enqueue_job('q', '[3]')"),
+    )
+    for name, text in claims:
+        other = call(text)
+        yield Scenario(f"take-{name}", waiting, (tx(take), tx(other)))
+        yield Scenario(f"take-{name}-undone", waiting, (_undone_(take), _undone_(other)))
+        yield Scenario(
+            f"take-{name}-record", waiting, (tx(take) + tx(RECORD_GOT), tx(other), tx(claim("x")))
+        )
+    for name, text in (
+        ("add", "add_items(1, '[\"add\"]')"),
+        ("seal", "seal_job(1)"),
+        ("release", "release_batch(2, 1)"),
+    ):
+        setup = (
+            *enqueue(1, leased=0, seal="false"),
+            *waiting,
+            *(f"select * from pyjobs.claim_next_batch({n}, 'w')" for n in (1, 2)),
+        )
+        yield Scenario(f"set-unsealed-{name}", setup, (tx(both), tx(call(text)), tx(take)))
+    yield Scenario(
+        "set-mixed",
+        mixed,
+        (tx(call("record_batches('{4,2,1}', '{1,1,1}')")), tx(claim("u")) + tx(RECORD_GOT)),
+    )
+    yield Scenario(
+        "set-mixed-crosswise",
+        mixed,
+        (
+            tx(call("record_batches('{4,2}', '{1,1}')")),
+            tx(call("record_batches('{2,4,1}', '{1,1,1}')")),
+        ),
+    )
+
+
+def _undone_(op: Op) -> Ops:
+    return tx(SAVEPOINT, op, BACK, op)
+
+
 def closing_what_is_kept() -> Iterator[Scenario]:
     """Who hands over keeps a batch, and may then close that batch himself."""
     both = (
@@ -252,6 +338,7 @@ def named() -> Iterator[Scenario]:
     yield from orders()
     yield from triples()
     yield from several_jobs()
+    yield from by_sets()
 
 
 def _named() -> Iterator[Scenario]:
