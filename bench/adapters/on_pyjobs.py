@@ -1,4 +1,7 @@
-"""pyjobs: jobs of one batch. The setting is the worker's lanes; negative: the asynchronous one."""
+"""pyjobs: jobs of one batch. The setting: lanes of the worker, or from 100 on jobs leased at once.
+
+Negative: the asynchronous one.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,11 @@ def producer(url):
         yield lambda payload: client.enqueue_job(common.QUEUE, params=payload)
 
 
+def shape(setting):
+    """The worker's options."""
+    return {"max_jobs": setting} if setting >= 100 else {"concurrency": setting}
+
+
 def work(url, tally, setting):
     if setting < 0:
         asyncio.run(_work_async(url, tally, -setting))
@@ -36,17 +44,17 @@ def work(url, tally, setting):
         tally.hit(batch.params["at"])
 
     with pyjobs.Client(url, prepare_threshold=5) as client:
-        worker = pyjobs.Worker(client, handle, [common.QUEUE], concurrency=setting, listen=True)
+        worker = pyjobs.Worker(client, handle, [common.QUEUE], **shape(setting), listen=True)
         tally.on_full = worker.stop
         worker.run()
 
 
-async def _work_async(url, tally, lanes):
+async def _work_async(url, tally, setting):
     async def handle(batch, _conn):
         tally.hit(batch.params["at"])
 
     async with pyjobs.AsyncClient(url, prepare_threshold=5) as client:
-        worker = pyjobs.AsyncWorker(client, handle, [common.QUEUE], concurrency=lanes, listen=True)
+        worker = pyjobs.AsyncWorker(client, handle, [common.QUEUE], **shape(setting), listen=True)
         tally.on_full = worker.stop
         await worker.run()
 

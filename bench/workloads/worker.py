@@ -4,9 +4,10 @@ One worker process of each works off a queue of no-op jobs that were enqueued be
 settings that its documentation offers; the best one counts. The rate is that of the middle eight
 tenths of the jobs, so that no system pays for its start, and afterwards it is checked that none is
 left. All run on the same server with the same durability, by TCP. Other processes of a system
-would share the two processors of this machine. The number behind a name is its setting: lanes of
-the worker for pyjobs (negative: the asynchronous one), jobs a claim for bare, pgmq and pgqueuer,
-jobs at once for the rest. What the systems do not do stands in the table of systems.
+would share the two processors of this machine. The number behind a name is its setting: for pyjobs
+lanes of the worker, or from 100 on jobs leased at once (negative: the asynchronous one), jobs a
+claim for bare, pgmq and pgqueuer, jobs at once for the rest. What the systems do not do stands in
+the table of systems.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections import deque
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import structlog
 
     from pyjobs._sync.client import Client
+    from pyjobs.models import Claim
 
     Handler = Callable[[Batch, LazyConnection], _threads.Result[object]]
 
@@ -50,12 +53,23 @@ CHILD_CAME_BACK = 70
 LONGEST_PAUSE = 10.0
 # The shortest between two questions for work, in seconds; it doubles while there is none.
 SHORTEST_POLL = 0.05
+# How many batches are recorded in one call, at most.
+MOST_TOGETHER = 1000
+# The SQLSTATE of a lease that is lost.
+LATE = "PJ001"
 
 
 def back_off(attempt: int) -> timedelta:
     """How long a batch waits after its nth attempt: about 1 s, 2 s, 4 s, at most 5 minutes."""
     longest = min(300.0, 2.0 ** min(attempt - 1, 16))
     return timedelta(seconds=longest * random.uniform(0.5, 1.0))  # noqa: S311 - not for secrets
+
+
+def _each(results: list[dict[str, Any]], name: str, none: T) -> list[T] | None:
+    """What each result has of this, where any has."""
+    if any(result[name] for result in results):
+        return [result[name] or none for result in results]
+    return None
 
 
 class Worker:
@@ -87,6 +101,7 @@ class Worker:
         queues: Sequence[str] = ("default",),
         *,
         max_batches: int = 1,
+        max_jobs: int = 1,
         concurrency: int = 1,
         lease: timedelta | float = 60.0,
         name: str | None = None,
@@ -104,6 +119,10 @@ class Worker:
         queues         the queues it serves
         max_batches    how many batches it leases at once, for one lane, all of one job; they are
                        worked one after the other
+        max_jobs       for many small jobs: of how many it leases a batch at once, for all lanes.
+                       What comes of handlers that neither used `conn` nor emitted is then
+                       recorded together with what else is finished, as soon as the last such
+                       call is back
         concurrency    how many batches are worked at once, each in a lane of its own
         lease          how long a batch stays leased when the worker is gone
         name           as `active_workers` shows it; by default made of host and process
@@ -121,11 +140,16 @@ class Worker:
             raise TypeError(f"queues is a list of names, not the string {queues!r}")
         if concurrency < 1:
             raise ValueError(f"concurrency is at least 1, not {concurrency}")
+        if max_jobs < 1:
+            raise ValueError(f"max_jobs is at least 1, not {max_jobs}")
+        if max_jobs > 1 and max_batches > 1:
+            raise ValueError("max_batches is of one job, max_jobs of many: give one of them")
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
         self._client = client
         self._handler = handler
         self._queues = list(queues)
         self._max_batches = max_batches
+        self._max_jobs = max_jobs
         self._concurrency = concurrency
         self._lease = timedelta(seconds=seconds(lease))
         self._poll = seconds(poll)
@@ -145,6 +169,10 @@ class Worker:
         self._held: dict[int, Batch] = {}  # claimed, and neither recorded nor given back; by id
         self._finished = 0  # how many batches have left _held
         self._until_idle = False
+        self._claimed: deque[Batch] = deque()  # of many jobs, and not yet in a lane's hands
+        self._finals: deque[tuple[Batch, float]] = deque()  # finished, to be recorded together
+        self._some_finals = _threads.Event()
+        self._at_work: set[int] = set()  # lanes
         self._claiming = _threads.Lock()
         self._wake = _threads.Event()
         self._stopping = _threads.Event()
@@ -201,8 +229,11 @@ class Worker:
                 conninfo, self._lease.total_seconds(), self._time_limit, self._log
             )
         try:
+            self._at_work.update(range(self._concurrency))
             for number in range(self._concurrency):
-                lanes.start(self._lane, f"pyjobs-{number}")
+                lanes.start(partial(self._lane, number), f"pyjobs-{number}")
+            if self._max_jobs > 1:
+                lanes.start(self._record_finals, "pyjobs-record")
             if self._reap_every is not None and not self._until_idle:
                 lanes.start(self._reap_now_and_then, "pyjobs-reap")
             if self._listens:
@@ -267,13 +298,17 @@ class Worker:
 
     # Claiming
 
-    def _lane(self) -> None:
-        while batches := self._next():
-            for batch in batches:
-                if self._stopping.is_set():
-                    self._give_back(batch)
-                else:
-                    self._work(batch)
+    def _lane(self, number: int) -> None:
+        try:
+            while batches := self._next():
+                for batch in batches:
+                    if self._stopping.is_set():
+                        self._give_back(batch)
+                    else:
+                        self._work(batch)
+        finally:
+            self._at_work.discard(number)
+            self._some_finals.set()
 
     def _next(self) -> list[Batch]:
         """Lease the next batches, waiting for some; none when stopped.
@@ -285,17 +320,19 @@ class Worker:
             while True:
                 self._wake.clear()
                 if self._stopping.is_set():
+                    while self._claimed:
+                        self._give_back(self._claimed.popleft())
                     return []
+                if self._claimed:
+                    return [self._claimed.popleft()]
                 finished = self._finished
-                claims = self._persist(
-                    self._client.claim_next_job,
-                    self.name,
-                    self._queues,
-                    self._max_batches,
-                    self._lease,
-                )
+                claims = self._claim()
                 if claims:
-                    return [self._hold(Batch(claim)) for claim in claims]
+                    batches = [self._hold(Batch(claim)) for claim in claims]
+                    if self._max_jobs == 1:
+                        return batches
+                    self._claimed.extend(batches)
+                    continue
                 idle = not self._held and self._finished == finished
                 if self._until_idle and idle and not self._reap():
                     self.stop()
@@ -303,6 +340,12 @@ class Worker:
                 # Jittered, so that many workers do not ask at the same moment.
                 self._wake.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311
                 pause = min(2 * pause, self._poll)
+
+    def _claim(self) -> list[Claim] | None:
+        given = (self.name, self._queues)
+        if self._max_jobs > 1:
+            return self._persist(self._client.claim_jobs, *given, self._max_jobs, self._lease)
+        return self._persist(self._client.claim_next_job, *given, self._max_batches, self._lease)
 
     def _hold(self, batch: Batch) -> Batch:
         self._held[batch.batch_id] = batch
@@ -321,14 +364,17 @@ class Worker:
 
     # Working
 
-    def _work(self, batch: Batch) -> None:
-        log = self._log.bind(
+    def _bind(self, batch: Batch) -> structlog.stdlib.BoundLogger:
+        return self._log.bind(
             job=batch.job_id,
             batch=batch.batch_id,
             epoch=batch.lease_epoch,
             stage=batch.stage,
             attempt=batch.attempt,
         )
+
+    def _work(self, batch: Batch) -> None:
+        log = self._bind(batch)
         if batch.unreadable is not None:
             log.warning("batch failed", step="claim", error=batch.unreadable)
             self._release(batch, log, batch.unreadable)
@@ -349,14 +395,19 @@ class Worker:
             with conn.scope():
                 self._call(batch, conn)
                 step = "record"
-                if self._keeper is not None:
-                    # From here on an extension would only wait for the record's transaction.
-                    self._keeper.drop(batch)
                 result = batch.result
-                recorded = self._client.record_batch(
-                    batch.batch_id, batch.lease_epoch, **result, conn=conn if conn.used else None
-                )
-                step = "commit"
+                together = self._max_jobs > 1 and not conn.used and not result["next_items"]
+                if not together:
+                    if self._keeper is not None:
+                        # From here on an extension would only wait for the record's transaction.
+                        self._keeper.drop(batch)
+                    recorded = self._client.record_batch(
+                        batch.batch_id,
+                        batch.lease_epoch,
+                        **result,
+                        conn=conn if conn.used else None,
+                    )
+                    step = "commit"
         except AlreadyRecorded as exc:
             if step == "record" and not conn.used:
                 # The client repeated the call: its first answer was lost on the way.
@@ -365,17 +416,89 @@ class Worker:
             return self._lost(batch, log, exc, step)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             return self._lost(batch, log, exc, step)
+        if together:
+            self._finish(batch, started)
+            return False
         self._let_go(batch, look=recorded.stage_done or bool(result["next_items"]))
-        log.info(
-            "batch recorded",
-            status=str(recorded.job_status),
-            items=len(batch.items),
-            failed=len(result["failed"] or ()),
-            seconds=round(monotonic() - started, 3),
-        )
+        self._tell_recorded(log, batch, result, started, status=str(recorded.job_status))
         if recorded.job_done:
             log.info("job has ended", status=str(recorded.job_status))
         return False
+
+    # Recording together
+
+    def _finish(self, batch: Batch, started: float) -> None:
+        """Leave it to be recorded with others; where too many wait for that, do it at once."""
+        self._finals.append((batch, started))
+        if len(self._finals) < self._max_jobs:
+            self._some_finals.set()
+        else:
+            self._post_finals()
+
+    def _record_finals(self) -> None:
+        """Record what is finished, all that there is with each call, until no lane is at work."""
+        while True:
+            self._some_finals.wait()
+            self._some_finals.clear()
+            at_work = bool(self._at_work)
+            self._post_finals()
+            if not at_work:
+                return
+
+    def _post_finals(self) -> None:
+        finals: list[tuple[Batch, float]] = []
+        while self._finals and len(finals) < MOST_TOGETHER:
+            finals.append(self._finals.popleft())
+        if not finals:
+            return
+        batches = [batch for batch, _ in finals]
+        results = [batch.result for batch in batches]
+        if self._keeper is not None:
+            for batch in batches:
+                self._keeper.drop(batch)
+        try:
+            outcomes = self._persist(
+                self._client.record_batches,
+                [batch.batch_id for batch in batches],
+                [batch.lease_epoch for batch in batches],
+                _each(results, "failed", []),
+                _each(results, "counters", {}),
+            )
+        except Error:
+            # One of them is at fault, and nothing was recorded: each for itself.
+            for batch, started in finals:
+                self._post_alone(batch, started)
+            return
+        for (batch, started), result, told in zip(finals, results, outcomes or (), strict=False):
+            log = self._bind(batch)
+            self._let_go(batch)
+            if told.outcome == "stale":
+                tell = log.info if batch.job_cancelled else log.warning
+                tell("result refused", sqlstate=LATE, reason="the lease is lost")
+            else:
+                self._tell_recorded(log, batch, result, started)
+        # Of the next stage, perhaps.
+        self._wake.set()
+
+    def _post_alone(self, batch: Batch, started: float) -> None:
+        log = self._bind(batch)
+        result = batch.result
+        try:
+            recorded = self._persist(
+                partial(self._client.record_batch, batch.batch_id, batch.lease_epoch, **result)
+            )
+        except AlreadyRecorded:
+            self._recorded_before(batch, log)
+        except (StaleLease, NotFound) as exc:
+            self._refused(batch, log, exc)
+        except Error as exc:
+            self._lost(batch, log, exc, "record")
+        else:
+            if recorded is not None:
+                self._let_go(batch, look=True)
+                self._tell_recorded(log, batch, result, started)
+
+    # A handler's call
 
     def _call(self, batch: Batch, conn: LazyConnection) -> None:
         """Call the handler. Whatever it raises, SystemExit too, is about its batch alone."""
@@ -393,6 +516,22 @@ class Worker:
             if os.getpid() != me:
                 # It has forked, and this is the child: connections and leases are its parent's.
                 os._exit(CHILD_CAME_BACK)
+
+    def _tell_recorded(
+        self,
+        log: structlog.stdlib.BoundLogger,
+        batch: Batch,
+        result: dict[str, Any],
+        started: float,
+        **more: str,
+    ) -> None:
+        log.info(
+            "batch recorded",
+            **more,
+            items=len(batch.items),
+            failed=len(result["failed"] or ()),
+            seconds=round(monotonic() - started, 3),
+        )
 
     def _recorded_before(self, batch: Batch, log: structlog.stdlib.BoundLogger) -> None:
         self._let_go(batch, look=True)

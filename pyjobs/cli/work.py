@@ -71,6 +71,16 @@ def worker(
         int | None,
         typer.Option("--max-batches", "-b", metavar="N", help="Batches leased at once (1)."),
     ] = None,
+    max_jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--max-jobs",
+            "-j",
+            metavar="N",
+            min=1,
+            help="For small jobs: leased at once, one batch of each, and recorded together (1).",
+        ),
+    ] = None,
     lease: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +132,7 @@ def worker(
         queues=queues or None,
         concurrency=concurrency,
         max_batches=max_batches,
+        max_jobs=max_jobs,
         name=name,
         listen=listen or None,
         **{

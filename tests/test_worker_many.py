@@ -1,0 +1,174 @@
+"""A worker of many small jobs: leased together, recorded together, each for itself where it must be.
+
+Each test runs with the synchronous and the asynchronous worker.
+
+Broken by hand, and which test saw it: results of handlers with rows recorded apart from these
+(rows), nothing given back at a stop (stop), one bad result that takes others with it (bad), a late
+one that is told as recorded (late), what was finished given back at a stop (stop).
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+import pyjobs
+from pyjobs import JobStatus
+from tests.support import wait_until
+from tests.support.proxy import Proxy
+
+QUICK = {"heartbeat": False, "retry_in": lambda _attempt: timedelta(0), "max_jobs": 10}
+
+
+@pytest.fixture
+def client(dsn, db):
+    db.execute("create table public.result (item jsonb)")
+    with pyjobs.Client(dsn) as client:
+        yield client
+
+
+@pytest.fixture
+def notes(caplog):
+    caplog.set_level(logging.INFO, logger="pyjobs.worker")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def transactions(db):
+    """In how many transactions the batches were recorded."""
+    return db.execute("select count(distinct xmin::text) from pyjobs_internal.batch").fetchone()[0]
+
+
+def statuses(client, jobs):
+    return [client.job(job).status for job in jobs]
+
+
+def test_many_small_jobs_are_recorded_together(twin, dsn, db, client):
+    async def handler(batch, conn):
+        batch.count(seen=batch.params)
+        if batch.params % 7 == 3:
+            batch.fail(0, "odd")
+
+    jobs = client.enqueue_jobs("q", list(range(40)))
+    worker = twin.worker(dsn, handler, "q", **QUICK)
+    worker.finish()
+    failed = [n for n in range(40) if n % 7 == 3]
+    assert [n for n, s in enumerate(statuses(client, jobs)) if s is JobStatus.FAILURE] == failed
+    assert set(statuses(client, jobs)) == {JobStatus.SUCCESS, JobStatus.FAILURE}
+    for number, job in enumerate(jobs):
+        (stage,) = client.job_progress(job).stages
+        assert stage.counters == {"seen": number}
+        assert stage.failed == (number in failed)
+    assert transactions(db) < 30
+    assert client.audit_job() == []
+
+
+def test_who_writes_rows_or_emits_is_recorded_with_them(twin, dsn, db, client):
+    async def handler(batch, conn):
+        if batch.stage == "split":
+            batch.emit(["emitted"])
+        elif batch.params == "write":
+            await conn.execute("insert into public.result values ('1')")
+
+    writers = client.enqueue_jobs("q", ["write", "none", "write"])
+    splitter = client.enqueue_job("q", ["x"], stages=["split", "take"])
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert set(statuses(client, [*writers, splitter])) == {JobStatus.SUCCESS}
+    assert db.execute("select count(*) from public.result").fetchone() == (2,)
+    same = db.execute(
+        "select count(*) from public.result r join pyjobs_internal.batch b on b.xmin = r.xmin"
+    ).fetchone()
+    assert same == (2,)
+
+
+def test_a_handler_that_raises_gives_back_its_own_batch_alone(twin, dsn, client, notes):
+    tries = []
+
+    async def handler(batch, conn):
+        tries.append(batch.params)
+        if batch.params == 2 and batch.attempt < 3:
+            raise ValueError("not yet")
+
+    jobs = client.enqueue_jobs("q", [1, 2, 3])
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert set(statuses(client, jobs)) == {JobStatus.SUCCESS}
+    assert sorted(tries) == [1, 2, 2, 2, 3]
+
+
+def test_a_bad_result_is_its_own_batch_s_alone(twin, dsn, client, notes):
+    async def handler(batch, conn):
+        if batch.params == 2 and batch.attempt == 1:
+            batch.fail(5, "there is no such item")
+
+    jobs = client.enqueue_jobs("q", [1, 2, 3])
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert set(statuses(client, jobs)) == {JobStatus.SUCCESS}
+    (failed,) = [note for note in notes() if "batch failed" in note]
+    assert "below 1" in failed
+
+
+def test_a_result_that_is_late_is_told_as_refused_and_the_others_count(
+    twin, dsn, db, client, notes
+):
+    async def handler(batch, conn):
+        if batch.params == 2 and batch.attempt == 1:
+            # Another has it by now.
+            with psycopg.connect(dsn, autocommit=True) as other:
+                other.execute(
+                    "select pyjobs.release_batch(%s, %s)", [batch.batch_id, batch.lease_epoch]
+                )
+                other.execute("select from pyjobs.claim_next_batch(%s, 'x')", [batch.job_id])
+
+    jobs = client.enqueue_jobs("q", [1, 2, 3])
+    worker = twin.worker(dsn, handler, "q", **QUICK).start()
+    wait_until(lambda: any("result refused" in note for note in notes()), "it is refused")
+    wait_until(
+        lambda: statuses(client, jobs) == [JobStatus.SUCCESS, JobStatus.STARTED, JobStatus.SUCCESS],
+        "the others are recorded",
+    )
+    worker.stop()
+    assert len([note for note in notes() if "batch recorded" in note]) == 2
+
+
+def test_at_a_stop_what_is_finished_is_recorded_and_the_rest_given_back(twin, dsn, db, client):
+    seen = []
+    workers = []
+
+    async def handler(batch, conn):
+        seen.append(batch.params)
+        if len(seen) == 3:
+            workers[0].worker.stop()
+
+    jobs = client.enqueue_jobs("q", list(range(8)))
+    workers.append(twin.worker(dsn, handler, "q", **QUICK))
+    workers[0].start().join()
+    assert statuses(client, jobs[:3]) == [JobStatus.SUCCESS] * 3
+    assert seen == [0, 1, 2]
+    left = db.execute(
+        "select state::text, attempt from pyjobs_internal.batch where state <> 'recorded'"
+    ).fetchall()
+    assert left == [("pending", 0)] * 5
+
+
+def test_it_is_one_or_the_other():
+    for cls in (pyjobs.Worker, pyjobs.AsyncWorker):
+        with pytest.raises(ValueError, match="max_jobs"):
+            cls(None, None, ["q"], max_jobs=0)
+        with pytest.raises(ValueError, match="one of them"):
+            cls(None, None, ["q"], max_jobs=2, max_batches=2)
+
+
+def test_a_record_whose_answer_is_lost_counts_once(twin, dsn, db, client, notes):
+    async def handler(batch, conn):
+        batch.count(seen=1)
+
+    jobs = client.enqueue_jobs("q", [1, 2, 3])
+    with Proxy(dsn) as proxy:
+        proxy.cut_after(b"record_batches")
+        twin.worker(proxy.dsn, handler, "q", **QUICK).finish()
+        assert proxy.cuts == 1
+    assert set(statuses(client, jobs)) == {JobStatus.SUCCESS}
+    assert [client.job_progress(job).stages[0].counters for job in jobs] == [{"seen": 1}] * 3
+    assert len([note for note in notes() if "batch recorded" in note]) == 3
