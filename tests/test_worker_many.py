@@ -1,15 +1,17 @@
-"""A worker of many small jobs: leased together, recorded together, each for itself where it must be.
+"""A worker of many small jobs: leased together, recorded together, each alone where it must be.
 
 Each test runs with the synchronous and the asynchronous worker.
 
-Broken by hand, and which test saw it: results of handlers with rows recorded apart from these
-(rows), nothing given back at a stop (stop), one bad result that takes others with it (bad), a late
-one that is told as recorded (late), what was finished given back at a stop (stop).
+Broken by hand, each seen red: results recorded apart from the rows or the items that go with them,
+what was not begun kept until the last handler ends, a bad result that takes others with it, a late
+one told as recorded, every result recorded alone, counters left out, a recorder that ends with the
+lanes and leaves the last results.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from datetime import timedelta
 
 import psycopg
@@ -21,6 +23,7 @@ from tests.support import wait_until
 from tests.support.proxy import Proxy
 
 QUICK = {"heartbeat": False, "retry_in": lambda _attempt: timedelta(0), "max_jobs": 10}
+DONE = [JobStatus.SUCCESS]
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_many_small_jobs_are_recorded_together(twin, dsn, db, client):
 def test_who_writes_rows_or_emits_is_recorded_with_them(twin, dsn, db, client):
     async def handler(batch, conn):
         if batch.stage == "split":
-            batch.emit(["emitted"])
+            batch.emit(["emitted", "too"])
         elif batch.params == "write":
             await conn.execute("insert into public.result values ('1')")
 
@@ -81,6 +84,7 @@ def test_who_writes_rows_or_emits_is_recorded_with_them(twin, dsn, db, client):
         "select count(*) from public.result r join pyjobs_internal.batch b on b.xmin = r.xmin"
     ).fetchone()
     assert same == (2,)
+    assert [stage.processed for stage in client.job_progress(splitter).stages] == [1, 2]
 
 
 def test_a_handler_that_raises_gives_back_its_own_batch_alone(twin, dsn, client, notes):
@@ -150,6 +154,34 @@ def test_at_a_stop_what_is_finished_is_recorded_and_the_rest_given_back(twin, ds
         "select state::text, attempt from pyjobs_internal.batch where state <> 'recorded'"
     ).fetchall()
     assert left == [("pending", 0)] * 5
+
+
+def test_what_was_not_begun_is_given_back_before_the_last_handler_ends(twin, dsn, db, client):
+    begun, go_on = threading.Event(), threading.Event()
+    workers = []
+
+    async def handler(batch, conn):
+        if batch.params == 0:
+            begun.set()
+            await twin.wait_for(go_on)
+        else:
+            await twin.wait_for(begun)
+            workers[0].worker.stop()
+
+    jobs = client.enqueue_jobs("q", list(range(5)))
+    workers.append(twin.worker(dsn, handler, "q", concurrency=2, **QUICK))
+    workers[0].start()
+    waiting = "select count(*) from pyjobs_internal.batch where state = 'pending' and attempt = 0"
+    try:
+        assert begun.wait(20)
+        wait_until(
+            lambda: db.execute(waiting).fetchone() == (3,) and statuses(client, jobs[1:2]) == DONE,
+            "the rest is given back",
+        )
+    finally:
+        go_on.set()
+    workers[0].join()
+    assert statuses(client, jobs[:2]) == DONE * 2
 
 
 def test_it_is_one_or_the_other():

@@ -192,7 +192,7 @@ def several_jobs() -> Iterator[Scenario]:
 
 
 def by_sets() -> Iterator[Scenario]:
-    """Two small jobs, each all that one batch is, claimed or recorded together, and what meets it."""
+    """Two jobs of one batch each, claimed or recorded together, and what meets it."""
     expired = "update pyjobs_internal.test_clock set ahead = '2 minutes'"
     # A claim may draw a number: first all are made.
     waiting = (*enqueue(1, leased=0), *enqueue(1, leased=0))
