@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.support.calls import Calls
 
 if TYPE_CHECKING:
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[Any]
 
 
+@pytest.mark.parametrize("look", [1, 2])
 def test_an_offer_made_while_a_claim_looks_is_not_withdrawn(
+    look: int,
     db: Connection,
     connect: Callable[..., Connection],
     background: Background,
@@ -26,17 +30,19 @@ def test_an_offer_made_while_a_claim_looks_is_not_withdrawn(
     calls = Calls(db)
     job = calls.enqueue("q")
     (batch,) = calls.claim(job)
-    # The claim stops where it has just seen that nothing is there.
+    # The claim looks twice, before it has the offers and then again. It stops where it has just seen
+    # that nothing is there.
     looks = calls.value(
         "select pg_get_functiondef('pyjobs_internal.next_dues(bigint[])'::regprocedure)"
     )
-    calls.do("create schema gate")
+    calls.do("create schema gate create sequence looks")
     calls.do(looks.replace("FUNCTION pyjobs_internal.", "FUNCTION gate.", 1))
     calls.do(
         "create or replace function pyjobs_internal.next_dues(job_ids bigint[])"
         " returns table (job_id bigint, due timestamptz) language plpgsql as $$ begin"
         " return query select * from gate.next_dues(job_ids);"
-        " perform pg_advisory_xact_lock(42); end $$"
+        f" if nextval('gate.looks') = {look} then perform pg_advisory_xact_lock(42); end if;"
+        " end $$"
     )
     gate = Calls(connect(direct=True))
     gate.do("select pg_advisory_lock(42)")

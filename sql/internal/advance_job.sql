@@ -8,7 +8,8 @@
 --     3. One can be locked: nobody is changing it, its closer looks after us. The lock is rolled
 --        back.
 --     4. All are in flight, or there is none: become the run's ender (not got: whoever has it waits
---        for us) and wait for them. When cancelling the ender is another row: that of the cancel in the history.
+--        for us) and wait for them. When cancelling the ender is another row: that of the cancel in
+--        the history.
 --     5. A fresh look: still one? Roll back, from the start.
 --     6. None: the stage is done. Who has completed a stage has changed what counts as an obstacle
 --        of the next, and keeps one of those to the commit (hand_over); none: that stage is done

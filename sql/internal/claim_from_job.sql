@@ -87,8 +87,8 @@ begin
         if pyjobs_internal.mark_due(ids[1], cardinality(ids)) then
             perform pyjobs_internal.move_mark(claim_from_job.job_id, s.run, s.no);
         end if;
-        -- Claimed since. Never awaited: first claims that overlap leave a mark each, and the earliest
-        -- counts.
+        -- Claimed since. Never awaited: first claims that overlap leave a mark each, and the
+        -- earliest counts.
         if not s.started and wanted = claim_from_job.max_batches then
             insert into pyjobs_internal.job_start (job_id, at, era, run, worker, session_role)
             values (claim_from_job.job_id, this_moment, s.era, s.run, claim_from_job.worker,

@@ -40,8 +40,8 @@ begin
             where (f.entry ->> 'index')::numeric >= b.item_count;
             if found then
                 perform pyjobs_internal.raise_invalid('failed',
-                    format('a JSON array whose indexes are below %s, the number of items in batch %s',
-                        b.item_count, close_batch.batch_id),
+                    format('a JSON array whose indexes are below %s, the number of items in '
+                        'batch %s', b.item_count, close_batch.batch_id),
                     close_batch.failed::text);
             end if;
         end if;

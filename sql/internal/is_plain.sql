@@ -1,6 +1,6 @@
 -- pyjobs_internal.is_plain: is this batch all that its job has?
---   A sealed job of one stage and one batch, and that is leased: nothing can come to it, nobody else
---   has a batch of it in hand, and whoever records it waits for nobody.
+--   A sealed job of one stage and one batch, and that is leased: nothing can come to it, nobody
+--   else has a batch of it in hand, and whoever records it waits for nobody.
 --
 --   batch_id     the batch
 --   lease_epoch  the lease that it is to have
@@ -10,13 +10,15 @@
 -- Raises      nothing
 -- Locks       nothing
 -- Called by   record_batches
-create or replace function pyjobs_internal.is_plain(batch_id bigint, lease_epoch bigint, succeeded boolean,
+create or replace function pyjobs_internal.is_plain(
+    batch_id bigint, lease_epoch bigint, succeeded boolean,
     out job bigint, out plain boolean)
 language plpgsql
 as $$
 begin
     select b.job_id,
-        is_plain.succeeded and b.lease_epoch = is_plain.lease_epoch and b.state = 'leased' and state.claimable and j.sealed
+        is_plain.succeeded and b.lease_epoch = is_plain.lease_epoch and b.state = 'leased'
+        and state.claimable and j.sealed
         and not exists (
             select from pyjobs_internal.stage s
             where s.job_id = b.job_id and s.run = b.run and s.no > 1)

@@ -109,7 +109,7 @@ class Mutant:
         git("init", "--quiet")
         git("add", "--all")
         git("-c", "user.name=x", "-c", "user.email=x", "commit", "--quiet", "--message=x")
-        if all(git("apply", f"-C{n}", "--recount", str(self.path)).returncode for n in (2, 1, 0)):
+        if all(git("apply", f"-C{n}", "--recount", str(self.path)).returncode for n in (2, 1)):
             return False
         diff = git("diff", "--no-color", "--no-ext-diff").stdout
         lines = [line for line in diff.splitlines(True) if not line.startswith("index ")]
