@@ -12,8 +12,8 @@ return_batch, fence_leases: keep the     a_batch_that_comes_back_is_found
   position
 low_water: of any job, of any stage      a_mark_is_of_its_own_job, on_its_way_when_a_mark_is_moved
 claim_from_job: no mark                  a_claim_does_not_walk_over_what_was_claimed
-next_dues:no mark                        a_claim_does_not_walk_over_what_was_claimed
-claim_from_job, next_dues:one lane       what_waits_for_another_try_is_found
+next_dues: no mark                       a_claim_does_not_walk_over_what_was_claimed
+claim_from_job, next_dues: one lane      what_waits_for_another_try_is_found
 complete_stage: leaves the marks         the_marks_of_a_stage_go_with_its_completion
 """
 

@@ -30,8 +30,8 @@ def test_an_offer_made_while_a_claim_looks_is_not_withdrawn(
     calls = Calls(db)
     job = calls.enqueue("q")
     (batch,) = calls.claim(job)
-    # The claim looks twice, before it has the offers and then again. It stops where it has just seen
-    # that nothing is there.
+    # The claim looks twice, before it has the offers and then again. It stops where it has just
+    # seen that nothing is there.
     looks = calls.value(
         "select pg_get_functiondef('pyjobs_internal.next_dues(bigint[])'::regprocedure)"
     )

@@ -24,8 +24,8 @@ UNIT_TESTS = (
     "tests/test_crash.py", "tests/test_bad_input.py", "tests/test_roles.py",
     "tests/test_interface.py", "tests/test_readers_audit.py", "tests/test_readers_explain.py",
     "tests/test_readers_progress.py", "tests/test_readers_queues.py",
-    "tests/test_readers_views.py", "tests/test_low_water.py", "tests/test_hand_over.py", "tests/test_by_sets.py",
-    "tests/test_holes_of_others.py",
+    "tests/test_readers_views.py", "tests/test_low_water.py", "tests/test_hand_over.py",
+    "tests/test_by_sets.py", "tests/test_holes_of_others.py",
 )  # fmt: skip
 # Longer than that takes no killer: the mutant hangs.
 PATIENCE = 240.0
