@@ -9,6 +9,7 @@ claim_from_jobs: status before the lock  a_claim_from_many_reads_the_status_afte
 claim_from_jobs: paused, any state       of_what_may_not_be_served
 claim_from_jobs: a paused queue          a_queue_that_is_paused_while_a_claim_chooses_gives_nothing
 claim_from_jobs: several stages          what_a_job_of_several_stages_gives
+claim_from_jobs: waits for batches       does_not_wait_for_a_batch_that_another_takes
 claim_from_jobs: no mark, no start       by_sets_is_as_one_by_one
 claim_from_offers: takes what is held    a_claim_from_many_gives_way_to_an_open_one
 claim_from_offers: no eighth time        what_an_open_claim_holds_is_served_too_now_and_then
@@ -238,6 +239,16 @@ def test_what_an_open_claim_holds_is_served_too_now_and_then(calls, a):
     assert 1 <= served.count(held) <= 4
     assert {served.count(job) for job in free} <= {9, 10, 11}
     a.rollback()
+
+
+def test_a_claim_from_many_does_not_wait_for_a_batch_that_another_takes(calls, a, b):
+    jobs = [calls.enqueue(items=1) for _ in range(3)]
+    a.begin().claim(jobs[1])  # not by its offer, which is free
+    claim = b.start(taken, b, 3)
+    assert not b.waits_or_ends(claim)
+    assert claim.result(SOON) == [jobs[0], jobs[2]]
+    a.rollback()
+    assert taken(calls, 3) == [jobs[1]]
 
 
 # Cancels, and what else comes while a claim or a record is on its way.

@@ -42,10 +42,9 @@ offers: withdrawn or made without lock   work_that_comes_while_a_claim_goes_away
 lock_job, stop_serving: no bound         who_holds_the_job_is_named_by_every_operators_call
 levels: not refused                      levels_at_which_the_last_two_would_miss_each_other
 
-Three were taken out and nothing failed, as something else does the same: the plain read of the
-epoch before the update (the update passes over a row of another epoch without waiting), the new
-epoch of a fenced batch (it is pending, and the next claim gives it a new one), and the intake lock
-in retry_job (whoever ends an unsealed job has taken it).
+Two were taken out and nothing failed, as something else does the same: the new epoch of a fenced
+batch (it is pending, and the next claim gives it a new one), and the intake lock in retry_job
+(whoever ends an unsealed job has taken it).
 """
 
 from __future__ import annotations
