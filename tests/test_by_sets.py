@@ -10,6 +10,7 @@ claim_from_jobs: paused, any state       of_what_may_not_be_served
 claim_from_jobs: a paused queue          a_queue_that_is_paused_while_a_claim_chooses_gives_nothing
 claim_from_jobs: several stages          what_a_job_of_several_stages_gives
 claim_from_jobs: waits for batches       does_not_wait_for_a_batch_that_another_takes
+claim_from_jobs: what waits for a time   what_waits_for_a_time_is_not_taken_before
 claim_from_jobs: no mark, no start       by_sets_is_as_one_by_one
 claim_from_offers: takes what is held    a_claim_from_many_gives_way_to_an_open_one
 claim_from_offers: no eighth time        what_an_open_claim_holds_is_served_too_now_and_then
@@ -249,6 +250,18 @@ def test_a_claim_from_many_does_not_wait_for_a_batch_that_another_takes(calls, a
     assert claim.result(SOON) == [jobs[0], jobs[2]]
     a.rollback()
     assert taken(calls, 3) == [jobs[1]]
+
+
+def test_what_waits_for_a_time_is_not_taken_before(calls, a):
+    """Though its job's offer is due, for a batch that another is just taking."""
+    plain, job = calls.enqueue(items=2), calls.enqueue(items=2)
+    (batch,) = calls.claim(job)
+    calls.do("select pyjobs.release_batch(%s, 1, 'busy', '1 hour')", batch["batch_id"])
+    a.begin().claim(job)
+    assert taken(calls, 2) == [plain]
+    a.rollback()
+    assert sorted(taken(calls, 2)) == [plain, job]
+    assert taken(calls, 2) == []
 
 
 # Cancels, and what else comes while a claim or a record is on its way.
