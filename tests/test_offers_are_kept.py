@@ -110,3 +110,36 @@ def test_a_job_with_many_offers_gives_one_batch_and_has_one_turn(db: Connection)
     turns = [calls.ask("w", "q")[0]["job_id"] for _ in range(4)]
     assert turns in ([many, other] * 2, [other, many] * 2)
     assert calls.value("select count(*) from pyjobs_internal.offer where job_id = %s", many) == 1
+
+
+def test_an_offer_is_not_put_off_while_work_is_on_its_way(
+    db: Connection, connect: Callable[..., Connection]
+) -> None:
+    """All that can be seen waits for an hour; who adds more relies on the offer that stands."""
+    calls = Calls(db)
+    job = calls.enqueue("q", items=1, seal=False)
+    (batch,) = calls.claim(job)
+    calls.do("select pyjobs.release_batch(%s, 1, 'busy', '1 hour')", batch["batch_id"])
+    adder = connect(autocommit=False)
+    adder.execute("select pyjobs.add_items(%s, '[2]')", [job])
+    assert calls.ask("early", "q") == []
+    adder.commit()
+    assert calls.audit(job) == []
+    assert len(calls.ask("late", "q")) == 1
+    assert calls.ask("late", "q") == []
+
+
+def test_who_serves_the_only_job_leaves_its_offer_alone(
+    db: Connection, connect: Callable[..., Connection]
+) -> None:
+    """Nobody else waits: all workers of one big job would write, and queue for, one row."""
+    calls = Calls(db)
+    job = calls.enqueue("q", items=3)
+    claim = Calls(connect(autocommit=False))
+    assert len(claim.ask("w", "q")) == 1
+    free = "select job_id from pyjobs_internal.offer for update skip locked"
+    assert db.execute(free).fetchall() == [(job,)]
+    calls.enqueue("q", items=3)
+    claim.conn.commit()
+    assert len(claim.ask("w", "q")) == 1
+    assert len(db.execute(free).fetchall()) == 1
