@@ -42,6 +42,7 @@ class LeaseKeeper:
         self._log = log
         self._lock = threading.Lock()
         self._kept: dict[Key, Batch] = {}
+        self._limited: set[Key] = set()
         self._closing = threading.Event()
         self._process = self._start()
         self._reader = threading.Thread(target=self._read, name="pyjobs-heartbeat", daemon=True)
@@ -52,12 +53,21 @@ class LeaseKeeper:
         key = (batch.batch_id, batch.lease_epoch)
         with self._lock:
             self._kept[key] = batch
-            self._tell(keep=key, until=self._time_limit)
+            self._tell(keep=key, until=None)
+
+    def limit(self, batch: Batch) -> None:
+        """Keep it for the time limit from now on, and no longer."""
+        key = (batch.batch_id, batch.lease_epoch)
+        with self._lock:
+            if self._time_limit is not None and key in self._kept:
+                self._limited.add(key)
+                self._tell(keep=key, until=self._time_limit)
 
     def drop(self, batch: Batch) -> None:
         """Keep it no longer."""
         key = (batch.batch_id, batch.lease_epoch)
         with self._lock:
+            self._limited.discard(key)
             if self._kept.pop(key, None) is not None:
                 self._tell(drop=key)
 
@@ -123,7 +133,8 @@ class LeaseKeeper:
                 self._end(process)
                 self._process = self._start()
                 for key in self._kept:
-                    self._tell(keep=key, until=self._time_limit)
+                    limit = self._time_limit if key in self._limited else None
+                    self._tell(keep=key, until=limit)
 
     def _hear(self, message: dict[str, Any]) -> None:
         key = tuple(message.pop("batch", ()))

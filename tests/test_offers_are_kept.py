@@ -143,3 +143,40 @@ def test_who_serves_the_only_job_leaves_its_offer_alone(
     claim.conn.commit()
     assert len(claim.ask("w", "q")) == 1
     assert len(db.execute(free).fetchall()) == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2], ids=["one", "many"])
+def test_a_job_that_goes_on_has_few_offers_while_a_claim_stays_open(
+    db: Connection, connect: Callable[..., Connection], jobs: int
+) -> None:
+    """Who adds to it finds the offer that the claim has only put to the end."""
+    calls = Calls(db)
+    both = [calls.enqueue("q", items=9, seal=False) for _ in range(2)]
+    claim = connect(autocommit=False)
+    taken = claim.execute("select job_id from pyjobs.claim_jobs('w', '{q}', %s)", [jobs]).fetchall()
+    assert [job for (job,) in taken] == both[:jobs]
+    for _ in range(20):
+        calls.do("select pyjobs.add_items(%s, '[2]')", both[0])
+    claim.commit()
+    offers = calls.value("select count(*) from pyjobs_internal.offer where job_id = %s", both[0])
+    assert offers == 1
+
+
+def test_a_claim_takes_few_locks_where_many_jobs_of_many_priorities_may_not_be_served(
+    db: Connection, connect: Callable[..., Connection]
+) -> None:
+    """The server's table of locks is everybody's."""
+    calls = Calls(db)
+    jobs = calls.value(
+        "select array_agg(pyjobs.enqueue_job('q', priority => n / 40))"
+        " from generate_series(1, 400) n"
+    )
+    calls.do("select pyjobs.pause_job(job) from unnest(%s) job", jobs)
+    free = calls.enqueue("q", items=1, priority=-1)
+    claim = connect(autocommit=False)
+    taken = claim.execute("select job_id from pyjobs.claim_jobs('w', '{q}', 40)").fetchall()
+    assert taken == [(free,)]
+    locks = "select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'"
+    (held,) = claim.execute(locks).fetchone() or (0,)
+    # Two of each that was tried: a hundred in vain, and those of one level more at most.
+    assert held <= 300

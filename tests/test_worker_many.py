@@ -11,8 +11,10 @@ lanes and leaves the last results.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from datetime import timedelta
+from decimal import Decimal
 
 import psycopg
 import pytest
@@ -101,16 +103,26 @@ def test_a_handler_that_raises_gives_back_its_own_batch_alone(twin, dsn, client,
     assert sorted(tries) == [1, 2, 2, 2, 3]
 
 
-def test_a_bad_result_is_its_own_batch_s_alone(twin, dsn, client, notes):
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda batch: batch.fail(5, "there is no such item"), "below 1"),
+        (lambda batch: batch.count(seen=math.nan), "not JSON"),
+        (lambda batch: batch.count(seen=Decimal(1)), "Decimal"),
+        (lambda batch: batch.count(**{"se\0en": 1}), "u0000"),
+    ],
+    ids=["unknown item", "not a number", "no JSON", "no text"],
+)
+def test_a_bad_result_is_its_own_batch_s_alone(twin, dsn, client, notes, spoil, told):
     async def handler(batch, conn):
         if batch.params == 2 and batch.attempt == 1:
-            batch.fail(5, "there is no such item")
+            spoil(batch)
 
     jobs = client.enqueue_jobs("q", [1, 2, 3])
     twin.worker(dsn, handler, "q", **QUICK).finish()
     assert set(statuses(client, jobs)) == {JobStatus.SUCCESS}
     (failed,) = [note for note in notes() if "batch failed" in note]
-    assert "below 1" in failed
+    assert told in failed
 
 
 def test_a_result_that_is_late_is_told_as_refused_and_the_others_count(
@@ -204,3 +216,30 @@ def test_a_record_whose_answer_is_lost_counts_once(twin, dsn, db, client, notes)
     assert set(statuses(client, jobs)) == {JobStatus.SUCCESS}
     assert [client.job_progress(job).stages[0].counters for job in jobs] == [{"seen": 1}] * 3
     assert len([note for note in notes() if "batch recorded" in note]) == 3
+
+
+def test_more_than_one_call_can_take_are_recorded_too(twin, dsn, client, monkeypatch):
+    for module in ("pyjobs._async.worker", "pyjobs._sync.worker"):
+        monkeypatch.setattr(f"{module}.MOST_TOGETHER", 2)
+
+    async def handler(batch, conn):
+        pass
+
+    jobs = client.enqueue_jobs("q", list(range(9)))
+    twin.worker(dsn, handler, "q", **QUICK).finish()
+    assert statuses(client, jobs) == DONE * 9
+
+
+def test_the_time_limit_is_from_the_call_of_the_handler_on(twin, dsn, client):
+    unwanted = []
+
+    async def handler(batch, conn):
+        if batch.params == 0:
+            await twin.until(lambda: batch.cancelled)
+        unwanted.append(batch.cancelled)
+
+    jobs = client.enqueue_jobs("q", list(range(4)))
+    limits = {"heartbeat": True, "time_limit": 1.0, "lease": 60.0}
+    twin.worker(dsn, handler, "q", **{**QUICK, **limits}).finish()
+    assert unwanted == [True, False, False, False]
+    assert statuses(client, jobs) == DONE * 4

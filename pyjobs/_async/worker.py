@@ -6,6 +6,7 @@ import os
 import random
 import socket
 from collections import deque
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from time import monotonic
@@ -127,7 +128,7 @@ class AsyncWorker:
         name           as `active_workers` shows it; by default made of host and process
         poll           the longest pause between two questions for work while there is none
         drain_timeout  how long a stopped worker waits for its handlers
-        time_limit     how long a lease is kept for a handler; None: for ever
+        time_limit     how long a lease is kept for a handler, from its call on; None: for ever
         retry_in       the pause after the nth attempt at a batch failed
         reap_every     how often it takes back expired leases of others, jittered; None: never
         listen         be woken when work comes to an empty queue, by a session of its own. It saves
@@ -392,6 +393,8 @@ class AsyncWorker:
         conn = AsyncLazyConnection(self._client)
         started = monotonic()
         step = "handler"
+        if self._keeper is not None:
+            self._keeper.limit(batch)
         try:
             async with conn.scope():
                 await self._call(batch, conn)
@@ -442,14 +445,16 @@ class AsyncWorker:
             await self._some_finals.wait()
             self._some_finals.clear()
             at_work = bool(self._at_work)
-            await self._post_finals()
+            while self._finals:
+                await self._post_finals()
             if not at_work:
                 return
 
     async def _post_finals(self) -> None:
         finals: list[tuple[Batch, float]] = []
-        while self._finals and len(finals) < MOST_TOGETHER:
-            finals.append(self._finals.popleft())
+        with suppress(IndexError):  # there is no more: several may take at once
+            while len(finals) < MOST_TOGETHER:
+                finals.append(self._finals.popleft())
         if not finals:
             return
         batches = [batch for batch, _ in finals]
@@ -465,7 +470,7 @@ class AsyncWorker:
                 _each(results, "failed", []),
                 _each(results, "counters", {}),
             )
-        except Error:
+        except Exception:  # noqa: BLE001 - it may not even be possible to send a result
             # One of them is at fault, and nothing was recorded: each for itself.
             for batch, started in finals:
                 await self._post_alone(batch, started)
@@ -490,10 +495,9 @@ class AsyncWorker:
             )
         except AlreadyRecorded:
             self._recorded_before(batch, log)
-        except (StaleLease, NotFound) as exc:
-            await self._refused(batch, log, exc)
-        except Error as exc:
-            await self._lost(batch, log, exc, "record")
+        except Exception as exc:  # noqa: BLE001 - as above
+            if await self._lost(batch, log, exc, "record"):
+                await self._release(batch, log, plain_text(exc))
         else:
             if recorded is not None:
                 self._let_go(batch, look=True)

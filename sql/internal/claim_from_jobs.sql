@@ -30,13 +30,15 @@ begin
         select first.id
         from unnest(serving) with ordinality w (id, no)
         cross join lateral (
-            select job.id, job.run, job.queue, min(s.no) as stage
+            select job.id, job.run, min(s.no) as stage
             from pyjobs_internal.job job
             join pyjobs_internal.job_state state on state.status = job.status
             join pyjobs_internal.stage s
                 on s.job_id = job.id and s.run = job.run and s.open and not s.done
             where job.id = w.id and state.claimable and not job.paused
                 and job.run_at <= this_moment
+                and not exists (
+                    select from pyjobs_internal.queue q where q.name = job.queue and q.paused)
             group by job.id
             having count(*) = 1) j
         cross join lateral (
@@ -47,7 +49,6 @@ begin
             order by p.job_id, p.run, p.stage, p.due_at, p.pos
             limit 1
             for update skip locked) first
-        where not exists (select from pyjobs_internal.queue q where q.name = j.queue and q.paused)
         order by w.no);
     if cardinality(ids) = 0 then
         return;

@@ -56,8 +56,8 @@ begin
         exit when level is null;
 
         -- One of each of many jobs: those at the head whose offers nobody holds, in a few
-        -- statements. What that leaves is found one by one.
-        if wanted > 1 and claim_from_offers.max_batches = 1 then
+        -- statements. What that leaves is found one by one, and so is all after many in vain.
+        if wanted > 1 and claim_from_offers.max_batches = 1 and vain < 100 then
             waiting := array(
                 select w.job_id from (
                     select due.job_id, due.due_at, due.id
@@ -80,16 +80,17 @@ begin
                 if nextval('pyjobs_internal.offer_pass') % 8 = 0 then
                     free := free || waiting[1];
                 end if;
+                free := array(select w.id from unnest(waiting) with ordinality w (id, no)
+                              where w.id = any (free) order by w.no);
                 given := '{}';
                 for claimed in
                     select * from pyjobs_internal.claim_from_jobs(
-                        array(select w.id from unnest(waiting) with ordinality w (id, no)
-                              where w.id = any (free) order by w.no),
-                        claim_from_offers.worker, claim_from_offers.lease)
+                        free, claim_from_offers.worker, claim_from_offers.lease)
                 loop
                     given := given || claimed.job_id;
                     return next claimed;
                 end loop;
+                vain := vain + cardinality(free) - cardinality(given);
                 if cardinality(given) > 0 then
                     perform pyjobs_internal.settle_offers(given, true);
                     served := served || given;

@@ -3,14 +3,16 @@
 --   Where nothing is left they are withdrawn, or put off until there is. See offer_job for why
 --   nothing is lost: with the exclusive lock nobody who makes a batch claimable is in flight, so
 --   that a fresh look sees them all. Where there is more they go to the end of the turn, those that
---   were made at the same time together; where there are more than a few, one is kept.
+--   were made at the same time together; where there are more than a few, one is kept. That lock is
+--   taken for no other job: whoever makes a batch claimable while it is held adds an offer.
 --
 --   job_ids  the jobs, each once
 --   move     true: others wait, and we hold an offer of each; false: who has more stays where he is
 -- Returns     nothing
 -- Raises      nothing
--- Locks       the offers' advisory locks, exclusively, by try; the jobs' offers that are free;
---             without move, of those jobs only that have nothing now
+-- Locks       of jobs that have nothing now, or more than a few offers: the offers' advisory
+--             locks, exclusively, by try; the jobs' offers that are free; without move, of those
+--             jobs only that have nothing now
 -- Called by   claim_from_offers, cancel_job
 create or replace function pyjobs_internal.settle_offers(job_ids bigint[], move boolean)
 returns void
@@ -19,6 +21,7 @@ as $$
 declare
     this_moment timestamptz := pyjobs_internal.clock();
     jobs bigint[] := settle_offers.job_ids;
+    going bigint[];  -- jobs that have something now
     locked bigint[];
     ours bigint[];
     surplus bigint[];
@@ -26,17 +29,22 @@ declare
     dues timestamptz[];
     moved bigint[];
 begin
+    going := array(
+        select n.job_id from pyjobs_internal.next_dues(jobs) n where n.due <= this_moment);
     if not settle_offers.move then
-        jobs := array(
-            select n.job_id from pyjobs_internal.next_dues(jobs) n
-            where (n.due <= this_moment) is not true);
+        jobs := array(select w.id from unnest(jobs) w (id) where w.id <> all (going));
         if cardinality(jobs) = 0 then
             return;
         end if;
     end if;
 
-    locked := array(select w.id from unnest(jobs) w (id)
-                    where pg_try_advisory_xact_lock(pyjobs_internal.offer_key(w.id)));
+    -- One condition: of two the server tries the cheaper one first, which is the lock.
+    locked := array(
+        select w.id from unnest(jobs) w (id)
+        where case when w.id = any (going)
+                and (select count(*) from pyjobs_internal.offer o where o.job_id = w.id) <= 4
+            then false
+            else pg_try_advisory_xact_lock(pyjobs_internal.offer_key(w.id)) end);
     -- The offers first: one that is made while we look belongs to work that we may not have seen.
     ours := array(select o.id from pyjobs_internal.offer o where o.job_id = any (jobs)
                   for update skip locked);
@@ -49,12 +57,13 @@ begin
         select o.*, o.locked and (o.due is null or o.no > 1 and (not o.goes_on or o.how_many > 4))
             as surplus
         from (
-            select p.id, p.due_at, n.due, coalesce(n.due <= this_moment, false) as goes_on,
-                p.job_id = any (locked) as locked,
+            select p.id, p.due_at, n.due, p.job_id = any (locked) as locked,
+                case when p.job_id = any (locked) then coalesce(n.due <= this_moment, false)
+                    else p.job_id = any (going) end as goes_on,
                 row_number() over (partition by p.job_id order by p.due_at, p.id) as no,
                 count(*) over (partition by p.job_id) as how_many
             from (select f.* from pyjobs_internal.offer f where f.id = any (ours) offset 0) p
-            join pyjobs_internal.next_dues(jobs) n on n.job_id = p.job_id) o
+            left join pyjobs_internal.next_dues(locked) n on n.job_id = p.job_id) o
         where o.locked or o.goes_on) w;
 
     -- By their ids alone: a join's plan, made when there were few, walks over all.

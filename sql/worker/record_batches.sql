@@ -1,6 +1,8 @@
 -- pyjobs.record_batches: record many batches at once, of one job or of several; a stale one is
 -- told, not raised.
 --   For callers with no rows of their own in the transaction: those of a stale batch would commit.
+--   Where one of the jobs makes it wait (for who changes its row, say), all that it has recorded
+--   before waits with it, to the one commit.
 --   The batches are recorded job by job in ascending order, so that two such calls cannot wait for
 --   each other.
 --
@@ -73,7 +75,8 @@ begin
     end if;
 
     outcomes := array_fill(null::text, array[wanted]);
-    -- In the one order; neighbours of which each is all that its job has are recorded together.
+    -- In the one order; neighbours of which each is all that its job has are recorded together, a
+    -- thousand at most: looking results up in an array costs the square of its length.
     for part in
         select n.plain, array_agg(n.id order by n.place) as ids,
             array_agg(n.epoch order by n.place) as epochs, array_agg(n.no order by n.place) as nos
@@ -88,7 +91,7 @@ begin
                     with ordinality i (id, epoch, no)
                 cross join lateral pyjobs_internal.is_plain(i.id, i.epoch,
                     coalesce(record_batches.failed -> (i.no::int - 1), '[]') = '[]') o) w) n
-        group by n.plain, n.run
+        group by n.plain, n.run, n.place / 1000
         order by min(n.place)
     loop
         recorded := '{}';

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 import pyjobs
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -113,6 +114,10 @@ class SyncTwin:
         """For handlers: wait until it is set."""
         assert event.wait(30)
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """For handlers: wait until it holds."""
+        wait_until(condition, "what the handler waits for")
+
     def close(self) -> None:
         pass
 
@@ -153,6 +158,12 @@ class AsyncTwin:
         """For handlers: wait until it is set, and let others run."""
         async with asyncio.timeout(30):
             while not event.is_set():  # noqa: ASYNC110 - it is another thread's
+                await asyncio.sleep(0.005)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """For handlers: wait until it holds, and let others run."""
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 - another thread changes it
                 await asyncio.sleep(0.005)
 
     def close(self) -> None:
