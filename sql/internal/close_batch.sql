@@ -24,8 +24,8 @@ declare
     job_status pyjobs.job_status;
     is_final boolean := false;
     stage_is_done boolean := false;
-    leased boolean := true; -- under the lease that is shown
     others boolean;         -- there is one that somebody else will close
+    seen boolean := true;   -- the lease, where it was looked for
     kept boolean := current_setting('pyjobs.kept', true) <> ''
         and pyjobs_internal.kept_here(close_batch.batch_id);
 begin
@@ -36,8 +36,8 @@ begin
         from pyjobs_internal.batch o
         where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch
             and o.state = 'leased';
-        leased := found;
-        if leased and close_batch.failed <> '[]' then
+        seen := found;
+        if seen and close_batch.failed <> '[]' then
             perform from jsonb_array_elements(close_batch.failed) f (entry)
             where (f.entry ->> 'index')::numeric >= b.item_count;
             if found then
@@ -47,7 +47,7 @@ begin
                     close_batch.failed::text);
             end if;
         end if;
-        if leased and close_batch.next_items is not null then
+        if seen and close_batch.next_items is not null then
             select s.no, s.open, j.batch_size into next_stage
             from pyjobs_internal.stage s
             join pyjobs_internal.job j on j.id = s.job_id
@@ -62,18 +62,15 @@ begin
     -- Who is stale does not wait for a row that somebody else is changing: what he may see is not
     -- his, so that the update does not come to lock it. That it is leased is told by its time: by
     -- its state, a plan made when few were leased walks the index of all that are.
-    if leased then
-        update pyjobs_internal.batch o
-        set state = 'recorded', closed_at = pyjobs_internal.clock(), lease_expires_at = null,
-            failed = nullif(close_batch.failed, '[]'),
-                failed_count = jsonb_array_length(close_batch.failed),
-            counters = nullif(close_batch.counters, '{}')
-        where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch
-            and o.lease_expires_at is not null
-        returning o.job_id, o.run, o.stage, o.worker into b;
-        leased := found;
-    end if;
-    if not leased then
+    update pyjobs_internal.batch o
+    set state = 'recorded', closed_at = pyjobs_internal.clock(), lease_expires_at = null,
+        failed = nullif(close_batch.failed, '[]'),
+            failed_count = jsonb_array_length(close_batch.failed),
+        counters = nullif(close_batch.counters, '{}')
+    where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch
+        and o.lease_expires_at is not null and seen
+    returning o.job_id, o.run, o.stage, o.worker into b;
+    if not found then
         select case when o.lease_epoch = close_batch.lease_epoch and o.state = 'recorded'
             then 'already' else 'stale' end
         into outcome
