@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.explorer.rules import Row, State
-    from tests.explorer.run import Call, Outcome
+    from tests.explorer.run import Call, Outcome, Step
 
 _REVIVES = {
     "resume_job",
@@ -442,12 +442,23 @@ def _alone(outcome: Outcome) -> Iterator[str]:
 
 
 def _tries_a_lock(outcome: Outcome, session: int, at: int) -> bool:
-    """Whether another session holds the lock of an obstacle, to give it back with its next step."""
-    last = {step.session: step for step in outcome.steps[:at] if step.session != session}
-    return any(
-        step.place is not None and step.place.function == "obstacle_lock" and not step.waits
-        for step in last.values()
-    )
+    """Whether another had the lock of an obstacle, to give it back with its next step, when this
+    session tried for one and so came to wait."""
+    call = _call_at(outcome, session, at)
+    tries = [
+        index
+        for index in range(call.first_step if call else at, at + 1)
+        if outcome.steps[index].session == session and _at_a_lock(outcome.steps[index])
+    ]
+    for index in tries:
+        last = {step.session: step for step in outcome.steps[:index] if step.session != session}
+        if any(_at_a_lock(step) and not step.waits for step in last.values()):
+            return True
+    return False
+
+
+def _at_a_lock(step: Step) -> bool:
+    return step.place is not None and step.place.function == "obstacle_lock"
 
 
 def _came_late(call: Call, outcome: Outcome, batch: int) -> bool:

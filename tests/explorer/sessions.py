@@ -440,6 +440,19 @@ class Control(Link):
         # Who waits for us stands at a gate.
         return {pid: set(by) for pid, by in json.loads(found) if set(by) - {self.pid}}
 
+    def activity(self, pids: list[int]) -> str:
+        """What the server says of these sessions, for somebody who looks for what went wrong."""
+        self.settle()
+        given = "{" + ",".join(map(str, pids)) + "}"
+        return self.value(f"""
+            select json_agg(json_build_object('pid', a.pid, 'state', a.state,
+                'event', a.wait_event_type || ' ' || a.wait_event, 'by', pg_blocking_pids(a.pid),
+                'we', pg_backend_pid(), 'locks', (
+                    select json_agg(concat_ws(' ', l.locktype, l.classid, l.objid, l.transactionid,
+                        l.mode, l.granted)) from pg_locks l
+                    where l.pid = a.pid and (not l.granted or l.locktype = 'advisory'))))
+            from pg_stat_activity a where a.pid = any ('{given}')""")
+
     def state(self) -> dict[str, Any]:
         """What the tables hold."""
         self.settle()
@@ -486,5 +499,6 @@ def settle(
                 return list(running.values())
         pause = min(pause * 2, 0.05)
         if waited > STUCK:
-            raise TroubleError("a session neither goes on nor waits for a lock")
+            told = control.activity([link.pid for link in running.values()])
+            raise TroubleError(f"a session neither goes on nor waits for a lock: {told}")
     return []
