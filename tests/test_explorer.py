@@ -335,8 +335,9 @@ def test_the_server_itself_reports_a_deadlock_that_callers_made(explorer, line):
         "scene-30037966:c12.d8",
         # A cancel, and the lease that it kept, in one transaction.
         "kept-cancel-release:a28.b6.a2",
-        # Of three that record, one comes while another tries a lock.
+        # Of three that record, one comes while another tries a lock, or has just waited for it.
         "last-3-again-never-never:c1.b6.a7.c9.a9.c1.a16",
+        "last-3-never-undone-undone:a3.c4.b41",
         # A record, and a claim that came late for its batch.
         "priority-with-claim-claim+linger:b3.c6.a4.b5.c1.a32.b9.a5",
     ],

@@ -443,12 +443,13 @@ def _alone(outcome: Outcome) -> Iterator[str]:
 
 def _tries_a_lock(outcome: Outcome, session: int, at: int) -> bool:
     """Whether another had the lock of an obstacle, to give it back with its next step, when this
-    session tried for one and so came to wait."""
+    session came to wait, or tried for one before."""
     call = _call_at(outcome, session, at)
     tries = [
         index
         for index in range(call.first_step if call else at, at + 1)
-        if outcome.steps[index].session == session and _at_a_lock(outcome.steps[index])
+        if outcome.steps[index].session == session
+        and (index == at or _at_a_lock(outcome.steps[index]))
     ]
     for index in tries:
         last = {step.session: step for step in outcome.steps[:index] if step.session != session}
