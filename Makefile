@@ -28,7 +28,7 @@ help:
 	@echo 'make beyond       proxies, standbys, full disks, time-outs, sessions ended'
 	@echo 'make fuzz         call every function with input that nobody should send'
 	@echo 'make failover     kill a primary and promote its standby, again and again, and take the time'
-	@echo 'make mutants      break what ships in ninety ways, and see each noticed'
+	@echo 'make mutants      break what ships in a hundred ways and more, and see each noticed'
 	@echo 'make test-matrix  run them on every PostgreSQL found here'
 	@echo 'make storm        kill clients, sessions and the server for an hour (STORM_ARGS="--minutes 5")'
 	@echo 'make test-pooler  run them through a PgBouncer in transaction pooling'

@@ -3,9 +3,9 @@
 See tests/costs. Where a change makes a call dearer, or cheaper, these fail until somebody has
 looked: ``python -m tests.costs --write`` keeps the new figures, and the change shows what they are.
 
-Broken by hand, each seen red: one more index that every record writes (kept: records), a look at the
-open batches that orders them by no index (more where there is more), a claim that asks for
-all that waits (more; sorted), offers locked that are not served (kept: locked).
+Broken by hand, each seen red: one more index that every record writes (kept: records), a look
+at the open batches that orders them by no index (more where there is more), a claim that asks
+for all that waits (more; sorted), offers locked that are not served (kept: locked).
 """
 
 from __future__ import annotations

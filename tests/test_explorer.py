@@ -333,6 +333,8 @@ def test_the_server_itself_reports_a_deadlock_that_callers_made(explorer, line):
         # A cancel, and an end by force, whose job is ended and purged while they wait.
         "scene-20004543:c4.d5",
         "scene-30037966:c12.d8",
+        # A record with items for the next stage, whose job is ended and purged meanwhile.
+        "scene-80000420:c5.b7.d30",
         # A cancel, and the lease that it kept, in one transaction.
         "kept-cancel-release:a28.b6.a2",
         # Of three that record, one comes while another tries a lock, or has just waited for it.

@@ -48,11 +48,15 @@ begin
             end if;
         end if;
         if seen and close_batch.next_items is not null then
-            select s.no, s.open, j.batch_size into next_stage
+            -- Its own stage with it: a job that was ended and purged since has neither.
+            select n.no, n.open, j.batch_size into next_stage
             from pyjobs_internal.stage s
             join pyjobs_internal.job j on j.id = s.job_id
-            where s.job_id = b.job_id and s.run = b.run and s.no = b.stage + 1;
-            if not found then
+            left join pyjobs_internal.stage n
+                on n.job_id = s.job_id and n.run = s.run and n.no = s.no + 1
+            where s.job_id = b.job_id and s.run = b.run and s.no = b.stage;
+            seen := found;
+            if seen and next_stage.no is null then
                 perform pyjobs_internal.raise_invalid('next_items', 'null in the last stage',
                     close_batch.next_items::text);
             end if;
