@@ -9,6 +9,23 @@ create table bare.batch (
     closed_at timestamptz
 );
 
+-- The least that can end a job without counting: the same update, and a look in a statement of its
+-- own whether another is open that nobody is changing.
+create table bare.looked (like bare.batch including all);
+create index on bare.looked (id) where state = 'leased';
+create function bare.record_and_look(batch_id bigint) returns boolean
+language plpgsql as $$
+begin
+    update bare.looked b set state = 'recorded', closed_at = clock_timestamp()
+    where b.id = batch_id and b.epoch = 1 and b.state = 'leased';
+    perform from bare.looked b
+    where b.state = 'leased' and (b.xmax = '0'::xid or b.xmax = b.xmin)
+    order by b.id desc
+    limit 1;
+    return found;
+end
+$$;
+
 -- The usual way to count: a row in a ledger, and one counter of the job that all recorders update.
 create table bare.ledger (batch_id bigint primary key, recorded_at timestamptz not null);
 create table bare.counter (job_id int primary key, done bigint not null);

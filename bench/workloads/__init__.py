@@ -7,6 +7,7 @@ returns what is measured in turn, and ROUNDS where it differs from bench.workloa
 #: The order in which they run and are reported.
 ORDER = [
     "record",
+    "anatomy",
     "fused",
     "many",
     "claims",

@@ -2,9 +2,10 @@
 
 All batches of one job are leased beforehand; 16 sessions record them, one call and one commit
 each, until the job is done. Beside it, at the same sessions: the same one-row guarded update by
-primary key in a bare table, which is the limit of what a commit of one row can do; and the usual
-way to count, a ledger row and one hot counter in one function. The job's last tenth is held
-against its first: recording must not slow down as the ledger fills.
+primary key in a bare table, which is the limit of what a commit of one row can do; that update in a
+function which then looks for another open row, the least that can end a job without a counter; and
+the usual way to count, a ledger row and one hot counter in one function. The job's last tenth is
+held against its first: recording must not slow down as the ledger fills.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ UPDATE = r"""
 update bare.batch set state = 'recorded', closed_at = clock_timestamp()
 where id = :id and epoch = 1 and state = 'leased';
 """
+LOOK = r"""
+\set i :i + 1
+\set id :low + :i * :sessions + :client_id
+select bare.record_and_look(:id);
+"""
 HOT = r"""
 \set i :i + 1
 \set id :low + :i * :sessions + :client_id
@@ -83,15 +89,24 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
                 fill.settle(conn)
             return run(bench, url, RECORD, low, count)
 
-    def update(bench: Bench) -> Measured:
-        with bench.database() as url:
-            with bench.connect(url) as conn:
-                conn.execute("insert into bare.batch select generate_series(1, %s)", [size.batches])
-                fill.settle(conn)
-            return run(bench, url, UPDATE, 1, min(size.bare, size.batches))
+    def bare(table: str, script: str) -> Callable[[Bench], Measured]:
+        def update(bench: Bench) -> Measured:
+            with bench.database() as url:
+                with bench.connect(url) as conn:
+                    insert = f"insert into {table} select generate_series(1, %s)"
+                    conn.execute(insert.encode(), [size.batches])
+                    fill.settle(conn)
+                return run(bench, url, script, 1, min(size.bare, size.batches))
+
+        return update
 
     def hot(bench: Bench) -> Measured:
         with bench.database() as url:
             return run(bench, url, HOT, 1, size.bare // 4)
 
-    return {"pyjobs": job, "bare update": update, "hot counter": hot}
+    return {
+        "pyjobs": job,
+        "bare update": bare("bare.batch", UPDATE),
+        "bare update and look": bare("bare.looked", LOOK),
+        "hot counter": hot,
+    }
