@@ -123,9 +123,9 @@ def passed_through(connect, admin, call, lease: Lease) -> list[str]:
     admin.execute(f'alter database "{database}" reset track_functions'.encode())
     # A session tells what it counted when it ends; before that, on a busy server, a part of it.
     wait_until(
-        lambda: not admin.execute(
-            "select from pg_stat_activity where pid = %s", [process]
-        ).fetchall(),
+        lambda: (
+            not admin.execute("select from pg_stat_activity where pid = %s", [process]).fetchall()
+        ),
         "the session has ended",
     )
     found = admin.execute(
