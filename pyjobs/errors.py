@@ -169,6 +169,10 @@ def is_rolled_back(exc: BaseException) -> bool:
 
 def is_connection_lost(exc: BaseException) -> bool:
     """Tell whether the connection was lost, so that the fate of a commit under way is unknown."""
+    # psycopg's own, without a word of the server: more answers than questions, as from a pooler
+    # whose server ended in the middle of one.
+    if isinstance(exc, psycopg.InternalError) and exc.sqlstate is None:
+        return True
     if not isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
         return False
     if isinstance(exc, PoolClosed):

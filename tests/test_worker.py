@@ -325,8 +325,8 @@ def test_a_result_after_a_cancel_is_normal(twin, dsn, client, results, db, caplo
 
 @pytest.mark.parametrize(
     ("cut", "calls"),
-    [("cut_after", 1), ("cut_before", 2)],
-    ids=["committed", "not-committed"],
+    [("cut_after", 1), ("cut_within", 1), ("cut_before", 2)],
+    ids=["committed", "two-answers", "not-committed"],
 )
 def test_a_lost_commit_is_neither_recorded_twice_nor_without_its_rows(
     twin, dsn, client, results, notes, cut, calls

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
 # The server's message ReadyForQuery: what was sent is done, and committed if it was to be.
 READY = b"Z\x00\x00\x00\x05"
+# An ErrorResponse: terminating connection due to administrator command.
+GOING = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+GOING = b"E" + (len(GOING) + 4).to_bytes(4, "big") + GOING
 
 
 class Proxy:
     """Forwards to a server; ``dsn`` is as the server's, through the proxy.
 
     ``cut_after(b"COMMIT")``: the next time that a client sends this, the server does it, and its
-    answer gets lost with the connection. ``cut_before``: the server never sees it. ``down()``: all
-    connections are cut, and new ones too, until ``up()``.
+    answer gets lost with the connection. ``cut_before``: the server never sees it. ``cut_within``:
+    its answer comes, and before the end of it the word that the server goes, as poolers pass it on.
+    ``down()``: all connections are cut, and new ones too, until ``up()``.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -31,6 +35,7 @@ class Proxy:
         self._parameters = parameters
         self._after: bytes | None = None
         self._before: bytes | None = None
+        self._within: bytes | None = None
         self._down = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,6 +67,9 @@ class Proxy:
 
     def cut_before(self, text: bytes) -> None:
         self._before = text
+
+    def cut_within(self, text: bytes) -> None:
+        self._within = text
 
     def down(self) -> None:
         self._down = True
@@ -117,12 +125,14 @@ class _Link:
         self.from_client, self.client = here
         self.from_server, self.server = there
         self.cutting = False
+        self.last_word = b""
         self.sent = bytearray()
         proxy._sent.append(self.sent)
 
     def cut(self) -> None:
         self.proxy.cuts += 1
-        self.client.transport.abort()
+        if not self.last_word:
+            self.client.transport.abort()
         self.server.transport.abort()
 
     async def to_server(self) -> None:
@@ -135,6 +145,10 @@ class _Link:
             if self.proxy._after and self.proxy._after in data:
                 self.proxy._after = None
                 self.cutting = True
+            if self.proxy._within and self.proxy._within in data:
+                self.proxy._within = None
+                self.cutting = True
+                self.last_word = GOING
             self.server.write(data)
             await self.server.drain()
         self.server.transport.abort()
@@ -145,6 +159,10 @@ class _Link:
             if self.cutting:
                 held += data
                 if READY in held:
+                    if self.last_word:
+                        self.client.write(held.partition(READY)[0] + self.last_word)
+                        await self.client.drain()
+                        self.client.write_eof()
                     self.cut()
                     return
                 continue
