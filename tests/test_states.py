@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -260,6 +261,24 @@ def test_stages_take_what_is_emitted_and_a_barrier_waits_for_all_before(calls: C
     assert (in_c["stage"], in_c["items"]) == ("c", ["z"])
     assert calls.record(in_c)["job_status"] == "SUCCESS"
     assert [s["status"] for s in calls.progress(job)["stages"]] == ["done"] * 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 100])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 12])
+def test_items_are_cut_into_batches_in_order_and_none_twice(
+    calls: Calls, count: int, size: int
+) -> None:
+    """Broken by hand, each seen red: one item too many a batch, a batch too few."""
+    kinds = [None, [], [[1], 2], {"a": [None]}, "x", 2.5, True, [None]]
+    items = [kinds[n % len(kinds)] for n in range(count)]
+    wanted = [items[n : n + size] for n in range(0, count, size)]
+    job = calls.enqueue("q", items, batch_size=size, seal=False)
+    assert calls.value("select pyjobs.add_items(%s, %s::jsonb)", job, json.dumps(items))
+    rows = calls.rows("select * from pyjobs.batch where job_id = %s order by id", job)
+    assert [row["items"] for row in rows] == wanted * 2
+    assert [row["item_count"] for row in rows] == [len(each) for each in wanted] * 2
+    served = calls.claim(job, 100)
+    assert [batch["items"] for batch in served] == wanted * 2
 
 
 def test_an_empty_job_succeeds_at_once_unless_it_is_held_or_not_sealed(calls: Calls) -> None:
