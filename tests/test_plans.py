@@ -9,6 +9,7 @@ Each guard was taken out once, and these tests seen to fail for it:
 worker/*.sql: enable_seqscan             few_rows[analysed]: claims, extend, release, ..
 worker/*.sql: enable_bitmapscan          few_rows[analysed]: record (every open batch, sorted)
 record_batches: each batch on its own    few_rows[..]: record_batches (the whole table)
+0008: whether it is closed, in the key    closed_above (every batch that has closed)
 """
 
 from __future__ import annotations
@@ -138,3 +139,22 @@ def test_a_call_reads_few_rows_though_its_plan_is_from_when_the_tables_were_smal
     count("record_batches", record_many, worker, some)
     assert count("claim_next_job, none", worker.ask, "w", "nothing") == []
     assert read == {}
+
+
+def test_a_record_does_not_walk_over_what_has_closed_above_it(connect, admin):
+    owner, worker = Calls(connect()), Calls(connect())
+    admin.execute("alter table pyjobs_internal.batch set (autovacuum_enabled = off)")
+    job = owner.enqueue("q", items=4 * FEW)
+    first, second, *others = owner.claim(job, 4 * FEW)
+    record_many(owner, others)
+    admin.execute("vacuum analyze pyjobs_internal.batch")
+
+    worker.do("begin")
+    before = dict(worker.conn.execute(_READ).fetchall())
+    worker.record(first)
+    after = dict(worker.conn.execute(_READ).fetchall())
+    worker.do("commit")
+    assert {name: n for name, n in after.items() if n - before[name] > FEW} == {}
+    # What the last of a stage reads, to add it up, may be all of it.
+    worker.record(second)
+    assert worker.status(job) == "SUCCESS"

@@ -21,8 +21,8 @@ begin
         perform from pyjobs_internal.batch b
         where b.job_id = obstacle_any.job_id and b.run = obstacle_any.run
             and b.stage = obstacle_any.stage
-            and b.state in ('pending', 'leased')
-        order by b.job_id, b.run, b.stage, (-b.id)
+            and b.closed_at is null
+        order by b.pos desc
         limit 1;
     end if;
     return found;

@@ -38,8 +38,8 @@ begin
                 select b.id into wanted from pyjobs_internal.batch b
                 where b.job_id = obstacle_lock.job_id and b.run = obstacle_lock.run
                     and b.stage = obstacle_lock.stage
-                    and b.state in ('pending', 'leased')
-                order by b.job_id, b.run, b.stage, (-b.id)
+                    and b.closed_at is null
+                order by b.pos desc
                 limit 1;
             end if;
             exit when wanted is null;
@@ -72,8 +72,8 @@ begin
             select b.id into locked from pyjobs_internal.batch b
             where b.job_id = obstacle_lock.job_id and b.run = obstacle_lock.run
                 and b.stage = obstacle_lock.stage
-                and b.state in ('pending', 'leased')
-            order by b.job_id, b.run, b.stage, (-b.id)
+                and b.closed_at is null
+            order by b.pos desc
             limit 1 for update skip locked;
         end if;
     end if;

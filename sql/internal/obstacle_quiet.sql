@@ -25,9 +25,9 @@ begin
         perform from pyjobs_internal.batch b
         where b.job_id = obstacle_quiet.job_id and b.run = obstacle_quiet.run
             and b.stage = obstacle_quiet.stage
-            and b.state in ('pending', 'leased')
+            and b.closed_at is null
             and (b.xmax = '0'::xid or b.xmax = b.xmin)
-        order by b.job_id, b.run, b.stage, (-b.id)
+        order by b.pos desc
         limit 1;
     end if;
     return found;

@@ -258,8 +258,10 @@ begin
 
     -- Neither should ever be seen: a job whose last batch is closed is final in the same commit.
     if j.claimable and j.sealed and not exists (
-        select from pyjobs_internal.batch b
-        where b.job_id = j.id and b.run = j.run and b.state in ('pending', 'leased'))
+        select from pyjobs_internal.stage s
+        join pyjobs_internal.batch b
+            on b.job_id = s.job_id and b.run = s.run and b.stage = s.no and b.closed_at is null
+        where s.job_id = j.id and s.run = j.run)
     then
         told := told || row('stuck', 'all batches closed, yet not final',
             format('select * from pyjobs.finalize_job(%s);', j.id))::pyjobs.explanation;

@@ -1,0 +1,5 @@
+-- Locks: writers of batch while the indexes are built; then batch, exclusively and briefly.
+create index if not exists batch_open on pyjobs_internal.batch (job_id, run, stage, (-id))
+    where state in ('pending', 'leased');
+create index if not exists batch_of_job on pyjobs_internal.batch (job_id, run, stage, id);
+drop index if exists pyjobs_internal.batch_of_stage;
