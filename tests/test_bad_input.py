@@ -264,6 +264,18 @@ def test_a_wrong_argument_is_named_and_nothing_is_changed(calls: Calls, name: st
     assert everything(calls) == before
 
 
+def test_a_wrong_argument_of_a_plain_job_is_named(calls: Calls) -> None:
+    """With nothing else given: such a job is checked, and made, by a shorter way."""
+    before = everything(calls)
+    for argument, (_, wrongs) in FUNCTIONS["enqueue_job"].items():
+        for wrong in wrongs:
+            query = call("enqueue_job", {"queue": "'q'", argument: wrong})
+            error = refusal(calls, query)
+            assert error is not None, query
+            assert (error.sqlstate, f"argument {argument} must be" in str(error)) == ("PJ005", True)
+    assert everything(calls) == before
+
+
 @pytest.mark.parametrize("name", UNKNOWN_IDS)
 def test_an_unknown_id_is_said_to_be_unknown(calls: Calls, name: str) -> None:
     """PJ004, with what to do."""

@@ -281,6 +281,54 @@ def test_items_are_cut_into_batches_in_order_and_none_twice(
     assert [batch["items"] for batch in served] == wanted * 2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"name": "n", "priority": 7, "batch_size": 9, "max_attempts": 2, "failure_threshold": 0.25},
+        {"run_at": "2100-01-01"},
+        {"seal": False},
+        {"hold": True},
+        {"dedupe_key": "k"},
+        {"stages": ["one"]},
+        {"stages": ["process", "results"]},
+        {"barriers": ["process"]},
+        {"params": {"a": "x" * 40_000}},
+    ],
+)
+def test_a_plain_job_is_made_as_one_whose_item_is_given(
+    calls: Calls, options: dict[str, Any]
+) -> None:
+    """Without items and with little else it is made by a shorter way."""
+    options = {"params": {"p": [1]}, "run_at": "2000-01-01", **options}
+    differ = ["id", "job_id", "pos", "queue", "items", "created_at", "run_since"]
+    if options["run_at"] < "2100":
+        differ.append("due_at")
+    rows = [
+        {
+            table: calls.value(
+                f"select jsonb_agg(to_jsonb(t) - %s::text[] order by to_jsonb(t) ->> 'no')"
+                f" from pyjobs_internal.{table} t where {key} = %s",
+                differ,
+                job,
+            )
+            for table, key in [
+                ("job", "id"), ("stage", "job_id"), ("batch", "job_id"), ("offer", "job_id"),
+            ]
+        }
+        for job in (
+            calls.enqueue("q", **options),
+            calls.enqueue("other", [options["params"]], **options),
+        )
+    ]  # fmt: skip
+    assert rows[0]["batch"]
+    assert rows[0] == rows[1]
+    again = calls.enqueue("q", **options)
+    assert len(calls.rows("select from pyjobs.job where queue = 'q'")) == (
+        1 if "dedupe_key" in options else 2
+    ), again
+
+
 def test_an_empty_job_succeeds_at_once_unless_it_is_held_or_not_sealed(calls: Calls) -> None:
     """Also one for later."""
     assert calls.status(calls.enqueue("q", [])) == "SUCCESS"

@@ -39,6 +39,39 @@ declare
     batches bigint;
     unknown_barrier text;
 begin
+    -- A plain background job with the usual arguments is made here: a call costs as much as a check.
+    if enqueue_job.items is null and enqueue_job.dedupe_key is null and not enqueue_job.hold
+        and enqueue_job.stages = '{process}' and enqueue_job.barriers = '{}'
+        and length(enqueue_job.queue) between 1 and 200
+        and pg_column_size(enqueue_job.params) <= 30000
+        and pg_column_compression(enqueue_job.params) is null
+        and enqueue_job.batch_size between 1 and 1000000
+        and enqueue_job.priority is not null and isfinite(enqueue_job.run_at)
+        and coalesce(length(enqueue_job.name), 1) between 1 and 200
+        and enqueue_job.failure_threshold between 0 and 1
+        and enqueue_job.max_attempts between 1 and 1000
+        and enqueue_job.seal is not null
+    then
+        insert into pyjobs_internal.job as j (
+            run_at, created_at, run_since, priority, batch_size, max_attempts, status, held, sealed,
+            failure_threshold, queue, name, params, created_by)
+        values (enqueue_job.run_at, this_moment, this_moment, enqueue_job.priority,
+            enqueue_job.batch_size, enqueue_job.max_attempts, 'PENDING', false, enqueue_job.seal,
+            enqueue_job.failure_threshold, enqueue_job.queue, enqueue_job.name, enqueue_job.params,
+            session_user)
+        returning j.id into made;
+        insert into pyjobs_internal.stage (job_id, run, no, key, barrier, open)
+        values (made, 1, 1, 'process', false, true);
+        insert into pyjobs_internal.batch (id, pos, job_id, run, stage, item_count)
+        select n.id, n.id, made, 1, 1, 1
+        from (select nextval('pyjobs_internal.batch_id') as id) n;
+        insert into pyjobs_internal.offer (job_id, due_at, priority, queue)
+        values (made, greatest(this_moment, enqueue_job.run_at), enqueue_job.priority,
+            enqueue_job.queue);
+        perform pyjobs_internal.wake_workers(enqueue_job.queue);
+        return made;
+    end if;
+
     perform pyjobs_internal.require_text('queue', enqueue_job.queue);
     if enqueue_job.items is not null then
         perform pyjobs_internal.require_items('items', enqueue_job.items);
