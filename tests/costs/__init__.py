@@ -64,6 +64,7 @@ def calls(size: int) -> dict[str, str]:
     failed = '[{"index": 0, "error": "no"}]'
     return {
         "enqueue_job": "enqueue_job('q', '[1]')",
+        "enqueue_job, plain": "enqueue_job('q')",
         "enqueue_job, 1,000 batches": f"enqueue_job('q', {numbers(1000)})",
         "enqueue_jobs, 100": f"enqueue_jobs('q', {numbers(100)})",
         "add_items": "add_items(2, '[1]')",
