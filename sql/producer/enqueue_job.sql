@@ -39,7 +39,8 @@ declare
     batches bigint;
     unknown_barrier text;
 begin
-    -- A plain background job with the usual arguments is made here: a call costs as much as a check.
+    -- A plain background job with the usual arguments is made here: a call costs as much as a
+    -- check.
     if enqueue_job.items is null and enqueue_job.dedupe_key is null and not enqueue_job.hold
         and enqueue_job.stages = '{process}' and enqueue_job.barriers = '{}'
         and length(enqueue_job.queue) between 1 and 200
