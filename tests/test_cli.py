@@ -819,6 +819,37 @@ def test_purge_deletes_what_ended_long_ago(cli, calls):
     assert calls.value("select array_agg(id) from pyjobs.job") == [live]
 
 
+SIZES = """
+select relation::regclass::text, pg_relation_size(relation)
+from (select indexrelid from pg_index where indrelid = 'pyjobs_internal.batch'::regclass
+    union all select 'pyjobs_internal.batch'::regclass) r (relation)"""
+
+
+def test_purge_gives_back_the_room_on_the_disk(cli, calls):
+    job = calls.enqueue(items=2_000)
+    calls.finish(job)
+    full = dict(calls.conn.execute(SIZES).fetchall())
+    # In parts: the deletion alone gives nothing back, and what it left can be given back later.
+    assert cli("purge", "--older-than", "0").out == "1 jobs deleted\n"
+    calls.enqueue(items=[])
+    answer = cli("purge", "--older-than", "0", "--give-back", "--json").json
+    assert answer["purged"] == 1
+    left = dict(calls.conn.execute(SIZES).fetchall())
+    assert left.keys() == full.keys()
+    assert left.pop("pyjobs_internal.batch") == 0
+    assert max(left.values()) <= 8192
+    assert answer["given_back"] > 0.9 * sum(full.values())
+    assert cli("purge", "--give-back").out == "0 jobs deleted, 0.0 MB given back\n"
+
+
+def test_only_the_owner_gives_back_room_and_a_purge_with_it_is_refused_before_it_begins(cli, calls):
+    calls.enqueue(items=[])
+    answer = cli("purge", "--older-than", "0", "--give-back", role="operator")
+    assert answer.code == Status.NOT_ALLOWED
+    assert "only the owner" in answer.err
+    assert calls.value("select count(*) from pyjobs.job") == 1
+
+
 # -- worker
 
 HANDLER = """

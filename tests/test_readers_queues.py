@@ -177,6 +177,21 @@ def test_purge_works_through_more_than_it_takes_at_once(calls):
         )
 
 
+def test_purge_looks_at_each_of_many_jobs_once(calls, connect):
+    """Not again, with each hundred, at what is left in the index of all that it has deleted."""
+    calls.do(
+        "select pyjobs.cancel_job(id) from unnest(pyjobs.enqueue_jobs('q',"
+        " (select jsonb_agg(n) from generate_series(1, 1000) n))) id"
+    )
+    calls.do("vacuum analyze")
+    purger = Calls(connect(autocommit=False))
+    assert purger.value("select pyjobs.purge_jobs('0')") == 1_000
+    looked_at = purger.value(
+        "select pg_stat_get_xact_tuples_returned('pyjobs_internal.job_finished'::regclass)"
+    )
+    assert looked_at == 1_000
+
+
 def test_purge_waits_for_nobody_and_leaves_a_job_that_is_being_retried(calls, connect):
     job = calls.enqueue()
     calls.finish(job)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any
 
+import psycopg
 import typer
+from psycopg.rows import namedtuple_row
 from rich.text import Text
 
 from pyjobs.cli import _output
 from pyjobs.cli._app import (
     STEER,
     AsJson,
+    CommandError,
     DatabaseUrl,
     JobId,
     Reason,
@@ -259,18 +262,62 @@ def reap(
     _output.rows(found, ("action", "job_id", "batch_id", "detail"), "nothing to reap")
 
 
-@app.command(rich_help_panel=STEER, epilog=examples('pyjobs purge --older-than "90 days"'))
+_TABLES = """
+select format('%I.%I', n.nspname, c.relname) as name,
+    pg_has_role(c.relowner, 'usage') as ours, pg_total_relation_size(c.oid) as size
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = 'pyjobs_internal' and c.relkind = 'r'
+order by c.relname
+"""
+
+
+@app.command(
+    rich_help_panel=STEER,
+    epilog=examples('pyjobs purge --older-than "90 days"', "pyjobs purge --give-back"),
+)
 def purge(
     ctx: typer.Context,
     older_than: Annotated[
-        str,
+        str | None,
         typer.Option("--older-than", metavar="INTERVAL", help="Since they ended, at least."),
-    ],
+    ] = None,
+    give_back: Annotated[
+        bool,
+        typer.Option(
+            "--give-back",
+            help="Give the room back to the disk: vacuum (truncate) and reindex, as the owner.",
+        ),
+    ] = False,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs that ended long ago, with all that is known of them."""
+    """Delete jobs that ended long ago, with all that is known of them.
+
+    With --give-back, or by that alone, files are cut where their end has become empty, and indexes
+    are made anew, while all work. It waits for transactions that are open.
+    """
     session = Session(ctx, database_url, as_json)
+    if older_than is None and not give_back:
+        raise CommandError("say what to purge: --older-than, or --give-back", Status.USAGE)
     arguments: dict[str, Any] = {"older_than": older_than}
-    count = session.client.purge_jobs(**arguments)
-    _output.answer({"purged": count}, f"{count} jobs deleted")
+    if not give_back:
+        count = session.client.purge_jobs(**arguments)
+        _output.answer({"purged": count}, f"{count} jobs deleted")
+        return
+    with psycopg.connect(session.url, autocommit=True, row_factory=namedtuple_row) as conn:
+        tables = conn.execute(_TABLES).fetchall()
+        # Who may not vacuum a table is only warned; so this is asked first.
+        if not tables or not all(table.ours for table in tables):
+            raise CommandError(
+                "only the owner of the tables can give back their room", Status.NOT_ALLOWED
+            )
+        count = 0 if older_than is None else session.client.purge_jobs(**arguments)
+        before = sum(table.size for table in conn.execute(_TABLES))
+        names = ", ".join(table.name for table in tables)
+        conn.execute(f"vacuum (truncate, analyze) {names}".encode())
+        conn.execute("reindex schema concurrently pyjobs_internal")
+        freed = int(before - sum(table.size for table in conn.execute(_TABLES)))
+    _output.answer(
+        {"purged": count, "given_back": freed},
+        f"{count} jobs deleted, {freed / 1e6:.1f} MB given back",
+    )

@@ -12,7 +12,13 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     finished_before timestamptz;
-    doomed bigint[];
+    -- A bound cursor is planned for its first rows: by the index, however many are to come.
+    old cursor for
+        select j.id from pyjobs_internal.job j
+        where j.finished_at <= finished_before
+        order by j.finished_at
+        for update skip locked;
+    doomed bigint[] := '{}';
     purged bigint := 0;
 begin
     begin
@@ -27,31 +33,19 @@ begin
             'a finite interval from 0, within the range of times', purge_jobs.older_than::text);
     end if;
 
-    -- A hundred at a time, the oldest first, so that memory does not grow with the number.
-    loop
-        doomed := array(
-            select j.id from pyjobs_internal.job j
-            where j.finished_at <= finished_before
-            order by j.finished_at
-            limit 100
-            for update skip locked);
-        exit when cardinality(doomed) = 0;
-
-        delete from pyjobs_internal.batch b where b.job_id = any (doomed);
-        delete from pyjobs_internal.claim_mark m where m.job_id = any (doomed);
-        delete from pyjobs_internal.stage s where s.job_id = any (doomed);
-        delete from pyjobs_internal.job_start f where f.job_id = any (doomed);
-        -- A claim withdraws the offer that it has in its hand; its transaction may be long.
-        delete from pyjobs_internal.offer o
-        where o.id = any (array(
-            select f.id from pyjobs_internal.offer f
-            where f.job_id = any (doomed)
-            for update skip locked));
-        delete from pyjobs_internal.history h where h.job_id = any (doomed);
-        delete from pyjobs_internal.refusal r where r.job_id = any (doomed);
-        delete from pyjobs_internal.job j where j.id = any (doomed);
-        purged := purged + cardinality(doomed);
+    -- A hundred jobs a statement, so that memory does not grow with the number, and one walk over
+    -- the index: to look for the oldest again would be to step over the dead entries of all that
+    -- this transaction has deleted, each time.
+    for ended in old loop
+        doomed := doomed || ended.id;
+        if cardinality(doomed) = 100 then
+            perform pyjobs_internal.delete_jobs(doomed);
+            purged := purged + cardinality(doomed);
+            doomed := '{}';
+        end if;
     end loop;
+    perform pyjobs_internal.delete_jobs(doomed);
+    purged := purged + cardinality(doomed);
 
     -- Workers come and go under ever new names. One that is back at this moment stays.
     delete from pyjobs_internal.worker w

@@ -97,6 +97,7 @@ def calls(size: int) -> dict[str, str]:
         "explain_job": "explain_job(1)",
         "job_history": "job_history(1)",
         "job_progress": "job_progress(1)",
+        "purge_jobs": "purge_jobs('0')",
         "queue_stats": "queue_stats()",
     }
 
