@@ -17,8 +17,10 @@ PG_VERSIONS ?=
 
 # Instead of the whole of `make bench` and its report, as "record fused --form long".
 BENCH_ARGS ?=
+# As "sessions kept --form long".
+GROW_ARGS ?=
 
-.PHONY: help demo test bench prove beyond failover storm storm-share mutants explore explore-share fuzz test-matrix test-pooler pooler-share lint format generate clean
+.PHONY: help demo test bench prove beyond failover storm storm-share mutants explore explore-share fuzz test-matrix test-pooler pooler-share grow lint format generate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +36,7 @@ help:
 	@echo 'make test-pooler  run them through a PgBouncer in transaction pooling'
 	@echo 'make explore      look for a schedule that breaks a rule (EXPLORE_ARGS="--seconds 3600")'
 	@echo 'make bench        measure against the server and the peers, in 10 minutes (docs/performance.md)'
+	@echo 'make grow         the same as things grow, in 8 minutes (docs/growth.md)'
 	@echo 'make lint         check style, types and SQL'
 	@echo 'make format       format the Python files'
 	@echo 'make generate     make the synchronous client from the asynchronous one'
@@ -92,6 +95,10 @@ storm-share: $(VENV)/.test
 # Its own server, on disk; the peers from pip in an environment of their own below build/.
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench run $(or $(BENCH_ARGS),--report docs/performance.md)
+
+# As sessions, jobs, history and bytes grow, beside the server's limit.
+grow: $(VENV)/.bench
+	$(BIN)/python -m bench grow $(GROW_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -7,10 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import runner, workload
+from bench import growth, runner, workload, workloads
 
 RESULTS = Path("build/bench/results.json")
 REPORT = Path("docs/performance.md")
+GROWTH_RESULTS = Path("build/bench/growth.json")
+GROWTH_REPORT = Path("docs/growth.md")
 
 
 def main() -> int:
@@ -20,39 +22,47 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the workloads, and what each is held to")
     run = commands.add_parser("run", help="measure, all workloads or some")
-    run.add_argument("names", nargs="*", metavar="NAME", help="workloads; none: all")
-    run.add_argument("--form", choices=workload.FORMS, default="short", help="the sizes")
-    run.add_argument("--rounds", type=int, help="how often each is measured")
-    run.add_argument("--folder", help="where the server's data are made; on a disk")
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                     help="one more setting of the server")  # fmt: skip
-    run.add_argument("--budget", type=float, help="seconds after which no later round is begun")
-    run.add_argument("--results", type=Path, default=RESULTS, help="what was measured, as JSON")
-    run.add_argument("--report", type=Path, help="write the report there")
+    grow = commands.add_parser("grow", help="measure as things grow, and write docs/growth.md")
+    for command, kept, written in ((run, RESULTS, None), (grow, GROWTH_RESULTS, GROWTH_REPORT)):
+        command.add_argument("names", nargs="*", metavar="NAME", help="some of them; none: all")
+        command.add_argument("--form", choices=workload.FORMS, default="short", help="the sizes")
+        command.add_argument("--rounds", type=int, help="how often each is measured")
+        command.add_argument("--folder", help="where the server's data are made; on a disk")
+        command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                             help="one more setting of the server")  # fmt: skip
+        command.add_argument("--budget", type=float,
+                             help="seconds after which no later round is begun")  # fmt: skip
+        command.add_argument("--results", type=Path, default=kept, help="what was measured, JSON")
+        command.add_argument("--report", type=Path, default=written, help="write the report there")
     report = commands.add_parser("report", help="write the report of a run that was made before")
     report.add_argument("--results", type=Path, default=RESULTS)
-    report.add_argument("--report", type=Path, default=REPORT)
+    report.add_argument("--report", type=Path, help="there; of a run of `grow`: docs/growth.md")
     arguments = parser.parse_args()
+    growing = arguments.command == "grow"
+    known = workload.names(growth if growing else workloads)
 
     if arguments.command == "list":
-        for name in workload.names():
+        for name in known:
             each = workload.load(name)
             print(f"{name:10} {each.title}")
             for goal in each.goals:
                 print(f"{'':10}   {goal.what} {goal.bound}")
+        print(f"grow: {', '.join(workload.names(growth))}")
         return 0
     if arguments.command == "report":
         results = runner.Results.read(arguments.results)
+        if arguments.report is None:
+            arguments.report = GROWTH_REPORT if is_growth(results) else REPORT
     else:
         settings = dict(pair.split("=", 1) for pair in arguments.set)
-        unknown = set(arguments.names) - set(workload.names())
+        unknown = set(arguments.names) - set(known)
         if unknown:
             parser.error(f"no workload {', '.join(sorted(unknown))}; see: python -m bench list")
         budget = arguments.budget
         if budget is None and arguments.form == "short":
-            budget = runner.BUDGET
+            budget = runner.GROWTH_BUDGET if growing else runner.BUDGET
         results = runner.run(
-            arguments.names or workload.names(),
+            arguments.names or known,
             form=arguments.form,
             rounds=arguments.rounds,
             folder=arguments.folder,
@@ -61,6 +71,11 @@ def main() -> int:
             out=arguments.results,
         )
     return conclude(results, arguments.report)
+
+
+def is_growth(results: runner.Results) -> bool:
+    """Whether it was a run of `grow`."""
+    return set(results.workloads) <= set(workload.names(growth))
 
 
 def conclude(results: runner.Results, path: Path | None) -> int:
@@ -75,7 +90,7 @@ def conclude(results: runner.Results, path: Path | None) -> int:
             f" {report.number(verdict.ratio)} (goal {verdict.goal.bound})"
         )
     if path is not None:
-        report.write(results, path)
+        (report.write_growth if is_growth(results) else report.write)(results, path)
         print(f"\nWritten: {path}")
     for failure in results.failures:
         print(f"FAILED {failure.workload}: {failure.side}: {failure.error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from bench import report
+from bench import growth, report
 from bench.workload import load
 
 if TYPE_CHECKING:
@@ -38,6 +38,39 @@ def draw(results: Results, folder: Path) -> dict[str, list[str]]:
         if name in BARS and results.figure(name, BARS[name]):
             made[name].append(_save(_bars(results, name), folder, name))
     return dict(made)
+
+
+def draw_growth(results: Results, folder: Path) -> dict[str, str]:
+    """Draw a picture for each curve; returns curve to file name in folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        name: _save(_curve(results, name), folder, name)
+        for name in results.workloads
+        if results.figure(name, "rate")
+    }
+
+
+def _curve(results: Results, name: str) -> Figure:
+    """Rates over what grows, both on logarithmic scales; the bars are the range of the rounds."""
+    curve = load(name)
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for line, points in report.curves(results, curve, "rate").items():
+        xs = sorted(points)
+        middles = [median(points[x]) for x in xs]
+        spread = [
+            [middle - min(points[x]) for x, middle in zip(xs, middles, strict=True)],
+            [max(points[x]) - middle for x, middle in zip(xs, middles, strict=True)],
+        ]
+        colour = UNJUDGED if line == growth.LIMIT else HELD
+        axes.errorbar(xs, middles, yerr=spread, color=colour, marker="o", capsize=3, label=line)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(curve.axis)
+    axes.set_ylabel(curve.units["rate"])
+    axes.legend(fontsize=8)
+    axes.grid(visible=True, which="both", alpha=0.2)
+    return figure
 
 
 def _save(figure: Figure, folder: Path, name: str) -> str:

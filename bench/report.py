@@ -51,10 +51,73 @@ def markdown(results: Results, pictures: dict[str, list[str]]) -> str:
     for workload in workloads:
         parts += [f"## {workload.title}", workload.doc, _figures(results, workload)]
         parts += _images(pictures.get(workload.name, []))
+        parts += _lists(results, workload)
     if results.failures:
         rows = [(f.workload, f.side, str(f.round + 1), _cell(f.error)) for f in results.failures]
         parts += ["## What failed", table(["workload", "side", "round", "error"], rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_growth(results: Results, path: Path) -> None:
+    """Write the report of what was measured as things grow, and its plots beside it."""
+    from bench import plots  # noqa: PLC0415 - matplotlib is needed for them only
+
+    pictures = plots.draw_growth(results, path.with_suffix(""))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = {name: f"{path.stem}/{file}" for name, file in pictures.items()}
+    path.write_text(growth_markdown(results, named), encoding="utf-8")
+
+
+def growth_markdown(results: Results, pictures: dict[str, str]) -> str:
+    """The text of that report. pictures: curve to its file."""
+    parts = [
+        "# Cost as it grows",
+        f"Written by `{results.command}` on {results.started}, in {results.seconds / 60:.0f}"
+        f" minutes: the {results.form} form. What pyjobs does as one thing grows, and beside it"
+        " what the server itself can do of the kind, measured in turn on one server that the"
+        " command starts on disk. Absolute figures depend on the machine; the ratio of the two"
+        " lines does so less, and a bend that both have is the server's.",
+        table(["what", "is"], [*results.machine.items(), *results.versions.items()]),
+        "The server's settings: "
+        + ", ".join(f"`{name} = {value}`" for name, value in results.settings.items())
+        + "; all else is PostgreSQL's default.",
+    ]
+    for curve in map(load, results.workloads):
+        parts += [f"## {curve.title}", curve.doc, _curve(results, curve)]
+        parts += _images([pictures[curve.name]] if curve.name in pictures else [])
+        parts += [curve.bends]
+    if results.failures:
+        rows = [(f.workload, f.side, str(f.round + 1), _cell(f.error)) for f in results.failures]
+        parts += ["## What failed", table(["curve", "side", "round", "error"], rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def curves(results: Results, curve: Workload, figure: str) -> dict[str, dict[int, list[float]]]:
+    """Line to x to what the rounds measured."""
+    found: dict[str, dict[int, list[float]]] = {}
+    measured = results.figure(curve.name, figure)
+    for side in sorted(measured, key=_order(curve, results)):
+        line, _, x = side.rpartition(" ")
+        found.setdefault(line, {})[int(x)] = list(measured[side].values())
+    return found
+
+
+def _curve(results: Results, curve: Workload) -> str:
+    """A row for each x: the lines' figures, and the ratio of their rates."""
+    figures = {figure: curves(results, curve, figure) for figure in curve.units}
+    rates = figures["rate"]
+    rows = []
+    for x in sorted({x for line in rates.values() for x in line}):
+        cells = [
+            number(median(line[x])) if x in line else "-"
+            for lines in figures.values()
+            for line in lines.values()
+        ]
+        both = [median(line[x]) for line in rates.values() if x in line]
+        ratio = number(both[0] / both[1]) if len(both) == 2 and both[1] else "-"
+        rows.append((f"{x:,}", *cells, ratio))
+    heads = [f"{line}: {f}, {curve.units[f]}" for f, lines in figures.items() for line in lines]
+    return table([curve.axis, *heads, "ratio of the rates"], rows)
 
 
 def ratios(results: Results) -> list[tuple[Workload, Verdict]]:
@@ -165,6 +228,17 @@ def _figures(results: Results, workload: Workload) -> str:
         rows.append((side, *cells, str(rounds)))
     heads = [f"{name}, {workload.units[name]}" for name in figures]
     return table(["side", *heads, "rounds"], rows)
+
+
+def _lists(results: Results, workload: Workload) -> list[str]:
+    """The lists of the first round that has them, a table each."""
+    found: dict[str, str] = {}
+    for each in results.measurements:
+        if each.workload == workload.name:
+            for name, lines in each.lists.items():
+                rows = [(_cell(what), number(value)) for what, value in lines]
+                found.setdefault(name, table([*name.split(" | "), ""][:2], rows))
+    return list(found.values())
 
 
 def _order(workload: Workload, results: Results) -> Callable[[str], int]:

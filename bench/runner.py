@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import contest
 from bench.server import Bench
-from bench.workload import Points, Verdict, Workload, judge, load
+from bench.workload import Lines, Points, Verdict, Workload, judge, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: What the short form may take at most, in seconds. The first round runs in any case.
 BUDGET = 540.0
+GROWTH_BUDGET = 420.0
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Measurement:
     seconds: float
     figures: dict[str, float]
     series: dict[str, Points] = field(default_factory=dict)
+    lists: dict[str, Lines] = field(default_factory=dict)
 
 
 @dataclass
@@ -151,6 +153,7 @@ def run(
                                 monotonic() - start,
                                 measured.figures,
                                 measured.series,
+                                measured.lists,
                             )
                         )
                     took[key] = monotonic() - start

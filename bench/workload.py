@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import bench.workloads
+from bench import growth, workloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bench.server import Bench
 
 Points = list[tuple[float, float]]
+Lines = list[tuple[str, float]]
 
 #: Sizes: `smoke` shows that a workload runs, `short` fits them all in 10 minutes, `long` is the
 #: size that the goals speak of.
@@ -30,10 +31,12 @@ class Measured:
 
     figures: name to number; the module's UNITS say in what.
     series: name to points (x, y), for a plot.
+    lists: name to lines (what, value), the greatest first, for what has no names known beforehand.
     """
 
     figures: dict[str, float]
     series: dict[str, Points] = field(default_factory=dict)
+    lists: dict[str, Lines] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Workload:
-    """A module of bench.workloads, checked."""
+    """A module of bench.workloads or bench.growth, checked.
+
+    axis, bends: of bench.growth only: what grows, and why the curve bends.
+    """
 
     name: str
     title: str
@@ -80,23 +86,26 @@ class Workload:
     sizes: Mapping[str, Any]
     rounds: Mapping[str, int]
     sides: Callable[[Any], dict[str, Callable[[Bench], Measured]]]
+    axis: str = ""
+    bends: str = ""
 
 
 #: Rounds where a module does not say otherwise.
 ROUNDS = {"smoke": 1, "short": 3, "long": 5}
 
 
-def names() -> list[str]:
+def names(package: ModuleType = workloads) -> list[str]:
     """The workloads, in the order in which they run and are reported."""
-    modules = [found.name for found in pkgutil.iter_modules(bench.workloads.__path__)]
-    return sorted(modules, key=lambda name: (bench.workloads.ORDER.index(name), name))
+    modules = [found.name for found in pkgutil.iter_modules(package.__path__)]
+    return sorted(modules, key=lambda name: (package.ORDER.index(name), name))
 
 
 def load(name: str) -> Workload:
-    """The workload of that name. Raises KeyError where there is none."""
-    if name not in names():
+    """The workload, or the growth, of that name. Raises KeyError where there is none."""
+    packages = [each for each in (workloads, growth) if name in names(each)]
+    if not packages:
         raise KeyError(f"no workload {name!r}; there are: {', '.join(names())}")
-    module: ModuleType = importlib.import_module(f"bench.workloads.{name}")
+    module: ModuleType = importlib.import_module(f"{packages[0].__name__}.{name}")
     title, _, doc = (module.__doc__ or "").strip().partition("\n")
     return Workload(
         name=name,
@@ -107,6 +116,8 @@ def load(name: str) -> Workload:
         sizes=module.SIZES,
         rounds=ROUNDS | getattr(module, "ROUNDS", {}),
         sides=module.sides,
+        axis=getattr(module, "AXIS", ""),
+        bends=getattr(module, "BENDS", "").strip(),
     )
 
 

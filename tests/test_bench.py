@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import contest, pgbench, report
+from bench import contest, growth, pgbench, report
 from bench.runner import Failure, Measurement, Results
 from bench.workload import FORMS, Goal, judge, load, names
+from bench.workloads import waits
 
+LINES = (growth.PYJOBS, growth.LIMIT)
 AT_LEAST = Goal("new / old", "rate", "new*", "old*", at_least=0.9)
 AT_MOST = Goal("new / old", "time", "new*", "old*", at_most=1.5)
 
@@ -129,6 +131,80 @@ def test_every_workload_says_what_it_compares_and_has_what_its_goals_speak_of(na
     for goal in workload.goals:
         assert (goal.at_least is None) != (goal.at_most is None), goal
         assert judge(goal, "long", {side: {0: figures[goal.figure]} for side in sides}), goal
+
+
+@pytest.mark.parametrize("name", names(growth))
+def test_every_growth_has_both_lines_at_each_of_its_sizes_and_says_why_it_bends(name: str):
+    curve = load(name)
+    assert curve.axis
+    assert len(curve.bends) > 100
+    assert "rate" in curve.units
+    for form in FORMS:
+        sides = list(curve.sides(curve.sizes[form]))
+        xs = {line: [s for s in sides if s.startswith(f"{line} ")] for line in LINES}
+        assert len(xs[growth.PYJOBS]) == len(xs[growth.LIMIT]) == len(sides) / 2 > 1
+
+
+@pytest.fixture
+def grown() -> Results:
+    """One curve in two rounds, at 1 and 16 sessions; the second round lacks the limit at 16."""
+    figures = [
+        ("pyjobs 1", 0, 90.0),
+        ("the server's limit 1", 0, 100.0),
+        ("pyjobs 16", 0, 500.0),
+        ("the server's limit 16", 0, 1_000.0),
+        ("pyjobs 1", 1, 110.0),
+        ("pyjobs 16", 1, 700.0),
+    ]
+    return Results(
+        form="smoke",
+        command="python -m bench grow",
+        workloads=["sessions"],
+        measurements=[
+            Measurement("sessions", side, n, 1.0, {"rate": rate, "p99": 2.0})
+            for side, n, rate in figures
+        ],
+    )
+
+
+def test_a_growth_is_a_row_for_each_size_with_the_ratio_of_its_lines(grown: Results):
+    text = report.growth_markdown(grown, {})
+    assert "| 1 | 100 | 100 | 2.00 | 2.00 | 1.00 |" in text
+    assert "| 16 | 600 | 1,000 | 2.00 | 2.00 | 0.600 |" in text
+    assert load("sessions").bends in text
+
+
+def test_the_page_of_growth_shows_a_picture_of_each_curve(grown: Results, tmp_path: Path):
+    page = tmp_path / "growth.md"
+    report.write_growth(grown, page)
+    assert "](growth/sessions.png)" in page.read_text(encoding="utf-8")
+    assert (tmp_path / "growth" / "sessions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lists_that_a_workload_found_are_tables_of_the_report(results: Results):
+    lists = {"record: waits for | share": [("LWLock: WALWrite", 0.9), ("a | b", 0.1)]}
+    results.measurements[0].lists = lists
+    text = report.markdown(results, {})
+    assert "| record: waits for | share |\n|---|---|\n| LWLock: WALWrite | 0.900 |" in text
+    assert "| a / b | 0.100 |" in text
+
+
+@pytest.mark.parametrize(
+    ("event", "figure"),
+    [
+        ("running", "running"),
+        ("LWLock: WALWrite", "log"),
+        ("IO: WalSync", "log"),
+        ("LWLock: BufferContent", "server's latches"),
+        ("Lock: transactionid", "row locks"),
+        ("Lock: tuple", "row locks"),
+        ("Lock: advisory", "row locks"),
+        ("Lock: extend", "other"),
+        ("IO: DataFileExtend", "other"),
+    ],
+)
+def test_a_wait_counts_for_what_it_is_for(event: str, figure: str):
+    assert waits.kind(event) == figure
 
 
 def test_every_system_has_an_adapter_and_a_pinned_version():

@@ -11,6 +11,7 @@ ORDER = [
     "fused",
     "many",
     "claims",
+    "waits",
     "single",
     "worker",
     "pickup",
@@ -23,6 +24,7 @@ ORDER = [
     "retry",
     "purge",
     "footprint",
+    "capacity",
     "idle",
     "memory",
 ]

@@ -1,12 +1,15 @@
 """Purging a big job.
 
-`purge_jobs` of a finished job of so many batches, and the size of the database before the job, with
-it, and after the purge, with no VACUUM FULL by hand: what was taken must come back. Beside it, a
-truncate of a bare table that was filled with the same rows.
+The size of the database before a finished job of so many batches, with it, and after
+`pyjobs purge --give-back`, which locks nobody out: what was taken must come back. Beside it, the
+deletion alone, with what autovacuum does after it, and a truncate of a bare table that was filled
+with the same rows.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -33,7 +36,12 @@ SIZES = {
 ROUNDS = {"short": 2}
 UNITS = {"time": "s", "with the job": "MB", "left over": "MB", "left over / taken": "ratio"}
 GOALS = [
-    Goal("space not given back / space taken", "left over / taken", "pyjobs", at_most=0.05),
+    Goal(
+        "space not given back / space taken",
+        "left over / taken",
+        "pyjobs, given back",
+        at_most=0.05,
+    ),
 ]
 
 
@@ -70,6 +78,17 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
             fill.settle(conn)  # what autovacuum does after a while
             return measured(took, before, full, fill.size(conn))
 
+    def give_back(bench: Bench) -> Measured:
+        before = empty(bench)
+        with bench.database(template(bench)) as url, bench.connect(url) as conn:
+            full = fill.size(conn)
+            command = [sys.executable, "-m", "pyjobs", "purge", "--older-than", "0", "--give-back"]
+            began = perf_counter()
+            subprocess.run([*command, "--database-url", url], check=True, capture_output=True)
+            took = perf_counter() - began
+            fill.settle(conn)
+            return measured(took, before, full, fill.size(conn))
+
     def truncate(bench: Bench) -> Measured:
         with bench.database(template(bench)) as url, bench.connect(url) as conn:
             conn.execute("create table bare.copied (like pyjobs_internal.batch including all)")
@@ -82,4 +101,4 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
             fill.settle(conn)
             return measured(took, before, full, fill.size(conn))
 
-    return {"pyjobs": purge, "truncate": truncate}
+    return {"pyjobs": purge, "pyjobs, given back": give_back, "truncate": truncate}

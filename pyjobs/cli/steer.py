@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
 import psycopg
 import typer
-from psycopg.rows import namedtuple_row
+from psycopg.rows import class_row
 from rich.text import Text
 
 from pyjobs.cli import _output
@@ -262,6 +263,13 @@ def reap(
     _output.rows(found, ("action", "job_id", "batch_id", "detail"), "nothing to reap")
 
 
+@dataclass
+class _Table:
+    name: str
+    ours: bool
+    size: int
+
+
 _TABLES = """
 select format('%I.%I', n.nspname, c.relname) as name,
     pg_has_role(c.relowner, 'usage') as ours, pg_total_relation_size(c.oid) as size
@@ -304,7 +312,7 @@ def purge(
         count = session.client.purge_jobs(**arguments)
         _output.answer({"purged": count}, f"{count} jobs deleted")
         return
-    with psycopg.connect(session.url, autocommit=True, row_factory=namedtuple_row) as conn:
+    with psycopg.connect(session.url, autocommit=True, row_factory=class_row(_Table)) as conn:
         tables = conn.execute(_TABLES).fetchall()
         # Who may not vacuum a table is only warned; so this is asked first.
         if not tables or not all(table.ours for table in tables):

@@ -1,0 +1,107 @@
+"""Items a batch.
+
+One job of batches of so many items, of some fifty bytes each, recorded and claimed by 16 sessions.
+The limit is a guarded one-row update by primary key that also reads a row with the same items in
+it, for they have to reach the worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench import fill, growth
+from bench.workload import Goal, Measured
+from bench.workloads.fused import FUSED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.server import Bench
+
+
+@dataclass(frozen=True)
+class Size:
+    items: tuple[int, ...]
+    total: int  # of items, at most
+    batches: tuple[int, int]  # at least, at most
+    sessions: int = 16
+
+
+SIZES = {
+    "smoke": Size((1, 10), 10_000, (320, 2_000)),
+    "short": Size((1, 10, 100, 1_000), 1_000_000, (960, 16_000)),
+    "long": Size((1, 10, 100, 1_000, 10_000), 20_000_000, (1_920, 160_000)),
+}
+ROUNDS = {"short": 1}
+AXIS = "items a batch"
+UNITS = {"rate": "batches/s", "items": "items/s", "p99": "ms"}
+GOALS: list[Goal] = []
+BENDS = """
+Level while a batch's items are short. From two thousand bytes on, about forty items, they are
+compressed and kept beside the row (TOAST), and are unpacked and sent with each claim: both lines
+bend where that costs more than the commit. In items a second larger batches still gain.
+"""
+
+#: A batch's items: so many, as a list of them in SQL.
+ITEMS = fill.ITEMS
+FILL = f"""insert into bare.item select b, {ITEMS} from generate_series(1, %s) b"""
+READ = r"""
+\set i :i + 1
+\set id :low + :i * :sessions + :client_id
+with closed as (
+    update bare.batch set state = 'recorded', closed_at = clock_timestamp()
+    where id = :id and epoch = 1 and state = 'leased'
+    returning id)
+select i.item from closed join bare.item i using (id);
+"""
+
+
+def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
+    def batches(items: int) -> int:
+        least, most = size.batches
+        number = min(most, max(least, size.total // items))
+        return number // size.sessions * size.sessions
+
+    def job(bench: Bench, items: int) -> Measured:
+        number = batches(items)
+        with bench.database() as url:
+            with bench.connect(url) as conn:
+                job = fill.one(
+                    conn,
+                    "select pyjobs.enqueue_job(%s, '[]', seal => false, batch_size => %s)",
+                    fill.QUEUE,
+                    items,
+                )
+                left = number * items
+                while left:
+                    part = min(left, max(items, fill.CHUNK // items * items))
+                    conn.execute(f"select pyjobs.add_items(%s, {ITEMS})".encode(), [job, part])
+                    left -= part
+                fill.settle(conn)
+            load = bench.load(
+                url,
+                FUSED,
+                sessions=size.sessions,
+                transactions=number // size.sessions,
+                variables={"job": job, "batch_id": 0, "lease_epoch": 0},
+            )
+        return Measured({"rate": load.rate, "items": load.rate * items, "p99": load.p99})
+
+    def update(bench: Bench, items: int) -> Measured:
+        number = batches(items)
+        with bench.database() as url:
+            with bench.connect(url) as conn:
+                conn.execute("insert into bare.batch select generate_series(1, %s)", [number])
+                conn.execute(FILL.encode(), [items, number])
+                fill.settle(conn)
+            load = bench.load(
+                url,
+                READ,
+                sessions=size.sessions,
+                transactions=number // size.sessions,
+                variables={"i": -1, "low": 1, "sessions": size.sessions},
+            )
+        return Measured({"rate": load.rate, "items": load.rate * items, "p99": load.p99})
+
+    return growth.sides(size.items, {growth.PYJOBS: job, growth.LIMIT: update})

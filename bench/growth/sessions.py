@@ -1,0 +1,83 @@
+"""Sessions.
+
+So many sessions, each with `record_and_claim` on one big job: a round trip and a commit record a
+batch and lease the next. The limit is as many sessions with one guarded one-row update by primary
+key in a bare table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench import fill, growth
+from bench.workload import Goal, Measured
+from bench.workloads.fused import FUSED
+from bench.workloads.record import UPDATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.server import Bench
+
+
+@dataclass(frozen=True)
+class Size:
+    sessions: tuple[int, ...]
+    batches: int  # enough for the seconds
+    seconds: int
+
+
+SIZES = {
+    "smoke": Size((1, 4), 20_000, 1),
+    "short": Size((1, 2, 4, 8, 16, 32, 64), 80_000, 3),
+    "long": Size((1, 2, 4, 8, 16, 32, 64), 400_000, 20),
+}
+ROUNDS = {"short": 2}
+AXIS = "sessions"
+UNITS = {"rate": "batches/s", "p99": "ms"}
+GOALS: list[Goal] = []
+BENDS = """
+One session waits for a flush of the log with each batch, so that more of them share it: both lines
+rise until the processors have no time left, and from there on stay. The call takes some three times
+the processor's time of the bare update, for what it does more, so that its line bends earlier. To
+move the bend takes more cores, or fewer calls: a hundred batches a call are a quarter of the time.
+"""
+
+
+def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
+    def job(bench: Bench, sessions: int) -> Measured:
+        def build(url: str) -> None:
+            with bench.connect(url) as conn:
+                fill.big_job(conn, size.batches)
+
+        with bench.database(bench.template(f"{size.batches} batches waiting", build)) as url:
+            with bench.connect(url) as conn:
+                job = fill.one(conn, "select min(id) from pyjobs.job")
+            load = bench.load(
+                url,
+                FUSED,
+                sessions=sessions,
+                seconds=size.seconds,
+                variables={"job": job, "batch_id": 0, "lease_epoch": 0},
+            )
+        return Measured({"rate": load.rate, "p99": load.p99})
+
+    def update(bench: Bench, sessions: int) -> Measured:
+        def build(url: str) -> None:
+            with bench.connect(url) as conn:
+                conn.execute(
+                    "insert into bare.batch select generate_series(1, %s)", [size.batches * 4]
+                )
+
+        with bench.database(bench.template(f"{size.batches * 4} bare rows", build)) as url:
+            load = bench.load(
+                url,
+                UPDATE,
+                sessions=sessions,
+                seconds=size.seconds,
+                variables={"i": -1, "low": 1, "sessions": sessions},
+            )
+        return Measured({"rate": load.rate, "p99": load.p99})
+
+    return growth.sides(size.sessions, {growth.PYJOBS: job, growth.LIMIT: update})
