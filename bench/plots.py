@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench import growth, report
 from bench.workload import load
@@ -55,7 +56,8 @@ def _curve(results: Results, name: str) -> Figure:
     curve = load(name)
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
-    for line, points in report.curves(results, curve, "rate").items():
+    lines = report.curves(results, curve, "rate")
+    for line, points in lines.items():
         xs = sorted(points)
         middles = [median(points[x]) for x in xs]
         spread = [
@@ -66,10 +68,16 @@ def _curve(results: Results, name: str) -> Figure:
         axes.errorbar(xs, middles, yerr=spread, color=colour, marker="o", capsize=3, label=line)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    sizes = sorted({x for points in lines.values() for x in points})
+    axes.set_xticks(sizes, labels=[f"{x:,}" for x in sizes])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(curve.axis)
     axes.set_ylabel(curve.units["rate"])
     axes.legend(fontsize=8)
-    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.grid(visible=True, alpha=0.3)
     return figure
 
 

@@ -70,6 +70,7 @@ def write_growth(results: Results, path: Path) -> None:
 
 def growth_markdown(results: Results, pictures: dict[str, str]) -> str:
     """The text of that report. pictures: curve to its file."""
+    own = [pair for pair in results.versions.items() if pair[0] not in contest.versions()]
     parts = [
         "# Cost as it grows",
         f"Written by `{results.command}` on {results.started}, in {results.seconds / 60:.0f}"
@@ -77,7 +78,8 @@ def growth_markdown(results: Results, pictures: dict[str, str]) -> str:
         " what the server itself can do of the kind, measured in turn on one server that the"
         " command starts on disk. Absolute figures depend on the machine; the ratio of the two"
         " lines does so less, and a bend that both have is the server's.",
-        table(["what", "is"], [*results.machine.items(), *results.versions.items()]),
+        _busy(results),
+        table(["what", "is"], [*results.machine.items(), *own]),
         "The server's settings: "
         + ", ".join(f"`{name} = {value}`" for name, value in results.settings.items())
         + "; all else is PostgreSQL's default.",
@@ -90,6 +92,19 @@ def growth_markdown(results: Results, pictures: dict[str, str]) -> str:
         rows = [(f.workload, f.side, str(f.round + 1), _cell(f.error)) for f in results.failures]
         parts += ["## What failed", table(["curve", "side", "round", "error"], rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _busy(results: Results) -> str:
+    """What to think of figures that were taken beside other work."""
+    load = float(results.machine.get("load before", "0").split()[0])
+    cores = int(results.machine.get("cores", "1"))
+    if load <= cores:
+        return ""
+    return (
+        f"**The machine was busy with other work: a load of {load:.0f} on {cores} cores before the"
+        " first measurement.** Rates are a fraction of what it does by itself, neighbouring points"
+        " differ by chance, and only what stands out of that says anything."
+    )
 
 
 def curves(results: Results, curve: Workload, figure: str) -> dict[str, dict[int, list[float]]]:

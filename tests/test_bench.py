@@ -174,6 +174,13 @@ def test_a_growth_is_a_row_for_each_size_with_the_ratio_of_its_lines(grown: Resu
     assert load("sessions").bends in text
 
 
+def test_a_page_of_growth_says_where_the_machine_was_busy(grown: Results):
+    grown.machine = {"cores": "2", "load before": "25.7 20.0 9.0"}
+    assert "a load of 26 on 2 cores" in report.growth_markdown(grown, {})
+    grown.machine = {"cores": "2", "load before": "0.4 20.0 9.0"}
+    assert "busy" not in report.growth_markdown(grown, {})
+
+
 def test_the_page_of_growth_shows_a_picture_of_each_curve(grown: Results, tmp_path: Path):
     page = tmp_path / "growth.md"
     report.write_growth(grown, page)
