@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, partial
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from psycopg.types.json import Jsonb
@@ -42,6 +43,12 @@ def _numeric(value: Any) -> Decimal:
     return value if isinstance(value, Decimal) else Decimal(str(value))
 
 
+def _bigints(values: Any) -> str:
+    # As the text of an array: psycopg would look at each element of a list, for a microsecond or
+    # more. Without a type of its own it is always sent in the same way, too.
+    return "{" + ",".join([str(index(value)) for value in values]) + "}"
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -57,7 +64,7 @@ TEXT = Type("text", _same)
 TEXTS = Type("text[]", _texts)
 INT = Type("int", Int8)
 BIGINT = Type("bigint", Int8)
-BIGINTS = Type("bigint[]", lambda values: [Int8(value) for value in values])
+BIGINTS = Type("bigint[]", _bigints)
 NUMERIC = Type("numeric", _numeric)
 BOOLEAN = Type("boolean", _same)
 JSONB = Type("jsonb", _jsonb)

@@ -6,7 +6,7 @@ import asyncio
 import random
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import psycopg
 from psycopg import AsyncConnection
@@ -34,17 +34,22 @@ from pyjobs.models import (
     Reaped,
     RecordedAndClaimed,
     RecordResult,
+    Row,
     WorkerStat,
     read_json,
+    rows_of,
+    tuples_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import datetime, timedelta
     from decimal import Decimal
     from types import TracebackType
 
 __all__ = ["AsyncClient"]
+
+R = TypeVar("R", bound=Row)
 
 # How often a call is tried that the server rolled back, or whose connection was lost.
 ATTEMPTS = 5
@@ -200,6 +205,27 @@ class AsyncClient:
         statement, values = prepare_call(call, arguments)
         return await self._query(statement, values, conn, repeatable=CALLS[call].repeatable)
 
+    async def _list(
+        self, cls: type[R], call: str, conn: AsyncConnection[Any] | None, /, **arguments: Any
+    ) -> list[R]:
+        statement, values = prepare_call(call, arguments)
+        repeatable = CALLS[call].repeatable
+        return await self._query(statement, values, conn, repeatable=repeatable, rows=rows_of(cls))
+
+    async def tuples(self, cls: type[Row], call: str, /, **arguments: Any) -> list[Sequence[Any]]:
+        """For the worker: the rows of a call as the values of the class's fields."""
+        statement, values = prepare_call(call, arguments)
+        repeatable = CALLS[call].repeatable
+        return await self._query(
+            statement, values, None, repeatable=repeatable, rows=tuples_of(cls)
+        )
+
+    async def _one(
+        self, cls: type[R], call: str, conn: AsyncConnection[Any] | None, /, **arguments: Any
+    ) -> R:
+        (one,) = await self._list(cls, call, conn, **arguments)
+        return one
+
     async def _row(
         self, call: str, conn: AsyncConnection[Any] | None, /, **arguments: Any
     ) -> dict[str, Any]:
@@ -219,13 +245,14 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None,
         *,
         repeatable: bool,
-    ) -> list[dict[str, Any]]:
+        rows: Callable[[Any], Callable[[Sequence[Any]], Any]] = dict_row,
+    ) -> list[Any]:
         with translated():
             if conn is not None:
-                return await _fetch(conn, statement, values)
+                return await _fetch(conn, statement, values, rows)
             again = may_repeat(repeatable=repeatable)
             try:
-                return await self._alone(statement, values)
+                return await self._alone(statement, values, rows)
             except psycopg.Error as exc:
                 if not again(exc):
                     raise
@@ -235,11 +262,16 @@ class AsyncClient:
                 stop=stop_after_attempt(ATTEMPTS - 1),
                 reraise=True,
             )
-            return await retrying(self._alone, statement, values)
+            return await retrying(self._alone, statement, values, rows)
 
-    async def _alone(self, statement: bytes, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def _alone(
+        self,
+        statement: bytes,
+        values: Mapping[str, Any],
+        rows: Callable[[Any], Callable[[Sequence[Any]], Any]],
+    ) -> list[Any]:
         async with self.connection() as conn:
-            return await _fetch(conn, statement, values)
+            return await _fetch(conn, statement, values, rows)
 
     # Producers
 
@@ -360,7 +392,8 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[Claim]:
         """Lease up to `max_batches` batches of the job whose turn it is, if there is one."""
-        rows = await self._rows(
+        return await self._list(
+            Claim,
             "claim_next_job",
             conn,
             worker=worker,
@@ -368,7 +401,6 @@ class AsyncClient:
             max_batches=max_batches,
             lease=lease,
         )
-        return [Claim.from_row(row) for row in rows]
 
     async def claim_next_batch(
         self,
@@ -380,7 +412,8 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[Claim]:
         """Lease up to `max_batches` batches of this job, later stages first."""
-        rows = await self._rows(
+        return await self._list(
+            Claim,
             "claim_next_batch",
             conn,
             job_id=job_id,
@@ -388,7 +421,6 @@ class AsyncClient:
             max_batches=max_batches,
             lease=lease,
         )
-        return [Claim.from_row(row) for row in rows]
 
     async def claim_jobs(
         self,
@@ -400,10 +432,9 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[Claim]:
         """Lease one batch from each of up to `max_jobs` jobs."""
-        rows = await self._rows(
-            "claim_jobs", conn, worker=worker, queues=queues, max_jobs=max_jobs, lease=lease
+        return await self._list(
+            Claim, "claim_jobs", conn, worker=worker, queues=queues, max_jobs=max_jobs, lease=lease
         )
-        return [Claim.from_row(row) for row in rows]
 
     async def record_batch(
         self,
@@ -424,7 +455,8 @@ class AsyncClient:
         Raises `StaleLease` if the lease is another's by now: then nothing of the transaction stays.
         Raises `AlreadyRecorded` if it was recorded under this very lease.
         """
-        row = await self._row(
+        return await self._one(
+            RecordResult,
             "record_batch",
             conn,
             batch_id=batch_id,
@@ -433,7 +465,6 @@ class AsyncClient:
             counters=counters,
             next_items=next_items,
         )
-        return RecordResult.from_row(row)
 
     async def record_and_claim(
         self,
@@ -479,7 +510,8 @@ class AsyncClient:
 
         The nth elements of `failed` and `counters` are those of the nth batch.
         """
-        rows = await self._rows(
+        return await self._list(
+            BatchOutcome,
             "record_batches",
             conn,
             batch_ids=batch_ids,
@@ -487,7 +519,6 @@ class AsyncClient:
             failed=failed,
             counters=counters,
         )
-        return [BatchOutcome.from_row(row) for row in rows]
 
     async def extend_lease(
         self,
@@ -498,10 +529,14 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> LeaseState:
         """Let the lease last that long from now, and learn the job's status."""
-        row = await self._row(
-            "extend_lease", conn, batch_id=batch_id, lease_epoch=lease_epoch, lease=lease
+        return await self._one(
+            LeaseState,
+            "extend_lease",
+            conn,
+            batch_id=batch_id,
+            lease_epoch=lease_epoch,
+            lease=lease,
         )
-        return LeaseState.from_row(row)
 
     async def release_batch(
         self,
@@ -549,8 +584,7 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[Reaped]:
         """Take back expired leases and end overdue cancels."""
-        rows = await self._rows("reap_leases", conn)
-        return [Reaped.from_row(row) for row in rows]
+        return await self._list(Reaped, "reap_leases", conn)
 
     # Operators
 
@@ -579,8 +613,9 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> Finalized:
         """End a job: without `status` only if it is complete; else force that one."""
-        row = await self._row("finalize_job", conn, job_id=job_id, status=status, reason=reason)
-        return Finalized.from_row(row)
+        return await self._one(
+            Finalized, "finalize_job", conn, job_id=job_id, status=status, reason=reason
+        )
 
     async def retry_job(
         self,
@@ -674,8 +709,7 @@ class AsyncClient:
 
         Returns what it did, or with `dry_run` would do.
         """
-        rows = await self._rows("reap", conn, stale_after=stale_after, dry_run=dry_run)
-        return [Reaped.from_row(row) for row in rows]
+        return await self._list(Reaped, "reap", conn, stale_after=stale_after, dry_run=dry_run)
 
     async def purge_jobs(
         self,
@@ -704,8 +738,7 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[Explanation]:
         """Say why a job is where it is, and what to do."""
-        rows = await self._rows("explain_job", conn, job_id=job_id)
-        return [Explanation.from_row(row) for row in rows]
+        return await self._list(Explanation, "explain_job", conn, job_id=job_id)
 
     async def audit_job(
         self,
@@ -714,8 +747,7 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[Discrepancy]:
         """Recompute a job's numbers, or all jobs', from the ledger. No rows: all agrees."""
-        rows = await self._rows("audit_job", conn, job_id=job_id)
-        return [Discrepancy.from_row(row) for row in rows]
+        return await self._list(Discrepancy, "audit_job", conn, job_id=job_id)
 
     async def job_history(
         self,
@@ -724,8 +756,7 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[HistoryEntry]:
         """Return every change of a job's status, the oldest first."""
-        rows = await self._rows("job_history", conn, job_id=job_id)
-        return [HistoryEntry.from_row(row) for row in rows]
+        return await self._list(HistoryEntry, "job_history", conn, job_id=job_id)
 
     async def queue_stats(
         self,
@@ -733,8 +764,7 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[QueueStat]:
         """Return the queues and what is in them."""
-        rows = await self._rows("queue_stats", conn)
-        return [QueueStat.from_row(row) for row in rows]
+        return await self._list(QueueStat, "queue_stats", conn)
 
     async def active_workers(
         self,
@@ -742,15 +772,15 @@ class AsyncClient:
         conn: AsyncConnection[Any] | None = None,
     ) -> list[WorkerStat]:
         """Return the workers that asked for work lately."""
-        rows = await self._rows("active_workers", conn)
-        return [WorkerStat.from_row(row) for row in rows]
+        return await self._list(WorkerStat, "active_workers", conn)
 
     async def job(self, job_id: int, *, conn: AsyncConnection[Any] | None = None) -> Job:
         """Return a job from the view `pyjobs.job`; needs the role of a reader or an operator."""
-        rows = await self._query(ONE_JOB, {"job_id": job_id}, conn, repeatable=True)
-        if not rows:
+        values = {"job_id": job_id}
+        found = await self._query(ONE_JOB, values, conn, repeatable=True, rows=rows_of(Job))
+        if not found:
             raise NotFound(f"there is no job {job_id}")
-        return Job.from_row(rows[0])
+        return cast("Job", found[0])
 
     async def jobs(
         self,
@@ -768,8 +798,7 @@ class AsyncClient:
         operator.
         """
         statement, values = prepare_listing(queue, status, name, before, limit)
-        rows = await self._query(statement, values, conn, repeatable=True)
-        return [Job.from_row(row) for row in rows]
+        return await self._query(statement, values, conn, repeatable=True, rows=rows_of(Job))
 
     async def wait(
         self,
@@ -802,9 +831,12 @@ class AsyncClient:
 
 
 async def _fetch(
-    conn: AsyncConnection[Any], statement: bytes, values: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    async with conn.cursor(row_factory=dict_row) as cursor:
+    conn: AsyncConnection[Any],
+    statement: bytes,
+    values: Mapping[str, Any],
+    rows: Callable[[Any], Callable[[Sequence[Any]], Any]],
+) -> list[Any]:
+    async with conn.cursor(row_factory=rows) as cursor:
         set_json_loads(read_json, cursor)
         await cursor.execute(statement, values)
         return await cursor.fetchall()

@@ -7,7 +7,7 @@ import random
 import time
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import psycopg
 from psycopg import Connection
@@ -35,17 +35,22 @@ from pyjobs.models import (
     Reaped,
     RecordedAndClaimed,
     RecordResult,
+    Row,
     WorkerStat,
     read_json,
+    rows_of,
+    tuples_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
     from decimal import Decimal
     from types import TracebackType
 
 __all__ = ["Client"]
+
+R = TypeVar("R", bound=Row)
 
 # How often a call is tried that the server rolled back, or whose connection was lost.
 ATTEMPTS = 5
@@ -201,6 +206,23 @@ class Client:
         statement, values = prepare_call(call, arguments)
         return self._query(statement, values, conn, repeatable=CALLS[call].repeatable)
 
+    def _list(
+        self, cls: type[R], call: str, conn: Connection[Any] | None, /, **arguments: Any
+    ) -> list[R]:
+        statement, values = prepare_call(call, arguments)
+        repeatable = CALLS[call].repeatable
+        return self._query(statement, values, conn, repeatable=repeatable, rows=rows_of(cls))
+
+    def tuples(self, cls: type[Row], call: str, /, **arguments: Any) -> list[Sequence[Any]]:
+        """For the worker: the rows of a call as the values of the class's fields."""
+        statement, values = prepare_call(call, arguments)
+        repeatable = CALLS[call].repeatable
+        return self._query(statement, values, None, repeatable=repeatable, rows=tuples_of(cls))
+
+    def _one(self, cls: type[R], call: str, conn: Connection[Any] | None, /, **arguments: Any) -> R:
+        (one,) = self._list(cls, call, conn, **arguments)
+        return one
+
     def _row(self, call: str, conn: Connection[Any] | None, /, **arguments: Any) -> dict[str, Any]:
         (row,) = self._rows(call, conn, **arguments)
         return row
@@ -216,13 +238,14 @@ class Client:
         conn: Connection[Any] | None,
         *,
         repeatable: bool,
-    ) -> list[dict[str, Any]]:
+        rows: Callable[[Any], Callable[[Sequence[Any]], Any]] = dict_row,
+    ) -> list[Any]:
         with translated():
             if conn is not None:
-                return _fetch(conn, statement, values)
+                return _fetch(conn, statement, values, rows)
             again = may_repeat(repeatable=repeatable)
             try:
-                return self._alone(statement, values)
+                return self._alone(statement, values, rows)
             except psycopg.Error as exc:
                 if not again(exc):
                     raise
@@ -232,11 +255,16 @@ class Client:
                 stop=stop_after_attempt(ATTEMPTS - 1),
                 reraise=True,
             )
-            return retrying(self._alone, statement, values)
+            return retrying(self._alone, statement, values, rows)
 
-    def _alone(self, statement: bytes, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _alone(
+        self,
+        statement: bytes,
+        values: Mapping[str, Any],
+        rows: Callable[[Any], Callable[[Sequence[Any]], Any]],
+    ) -> list[Any]:
         with self.connection() as conn:
-            return _fetch(conn, statement, values)
+            return _fetch(conn, statement, values, rows)
 
     # Producers
 
@@ -355,7 +383,8 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[Claim]:
         """Lease up to `max_batches` batches of the job whose turn it is, if there is one."""
-        rows = self._rows(
+        return self._list(
+            Claim,
             "claim_next_job",
             conn,
             worker=worker,
@@ -363,7 +392,6 @@ class Client:
             max_batches=max_batches,
             lease=lease,
         )
-        return [Claim.from_row(row) for row in rows]
 
     def claim_next_batch(
         self,
@@ -375,7 +403,8 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[Claim]:
         """Lease up to `max_batches` batches of this job, later stages first."""
-        rows = self._rows(
+        return self._list(
+            Claim,
             "claim_next_batch",
             conn,
             job_id=job_id,
@@ -383,7 +412,6 @@ class Client:
             max_batches=max_batches,
             lease=lease,
         )
-        return [Claim.from_row(row) for row in rows]
 
     def claim_jobs(
         self,
@@ -395,10 +423,9 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[Claim]:
         """Lease one batch from each of up to `max_jobs` jobs."""
-        rows = self._rows(
-            "claim_jobs", conn, worker=worker, queues=queues, max_jobs=max_jobs, lease=lease
+        return self._list(
+            Claim, "claim_jobs", conn, worker=worker, queues=queues, max_jobs=max_jobs, lease=lease
         )
-        return [Claim.from_row(row) for row in rows]
 
     def record_batch(
         self,
@@ -419,7 +446,8 @@ class Client:
         Raises `StaleLease` if the lease is another's by now: then nothing of the transaction stays.
         Raises `AlreadyRecorded` if it was recorded under this very lease.
         """
-        row = self._row(
+        return self._one(
+            RecordResult,
             "record_batch",
             conn,
             batch_id=batch_id,
@@ -428,7 +456,6 @@ class Client:
             counters=counters,
             next_items=next_items,
         )
-        return RecordResult.from_row(row)
 
     def record_and_claim(
         self,
@@ -474,7 +501,8 @@ class Client:
 
         The nth elements of `failed` and `counters` are those of the nth batch.
         """
-        rows = self._rows(
+        return self._list(
+            BatchOutcome,
             "record_batches",
             conn,
             batch_ids=batch_ids,
@@ -482,7 +510,6 @@ class Client:
             failed=failed,
             counters=counters,
         )
-        return [BatchOutcome.from_row(row) for row in rows]
 
     def extend_lease(
         self,
@@ -493,10 +520,14 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> LeaseState:
         """Let the lease last that long from now, and learn the job's status."""
-        row = self._row(
-            "extend_lease", conn, batch_id=batch_id, lease_epoch=lease_epoch, lease=lease
+        return self._one(
+            LeaseState,
+            "extend_lease",
+            conn,
+            batch_id=batch_id,
+            lease_epoch=lease_epoch,
+            lease=lease,
         )
-        return LeaseState.from_row(row)
 
     def release_batch(
         self,
@@ -544,8 +575,7 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[Reaped]:
         """Take back expired leases and end overdue cancels."""
-        rows = self._rows("reap_leases", conn)
-        return [Reaped.from_row(row) for row in rows]
+        return self._list(Reaped, "reap_leases", conn)
 
     # Operators
 
@@ -572,8 +602,9 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> Finalized:
         """End a job: without `status` only if it is complete; else force that one."""
-        row = self._row("finalize_job", conn, job_id=job_id, status=status, reason=reason)
-        return Finalized.from_row(row)
+        return self._one(
+            Finalized, "finalize_job", conn, job_id=job_id, status=status, reason=reason
+        )
 
     def retry_job(
         self,
@@ -665,8 +696,7 @@ class Client:
 
         Returns what it did, or with `dry_run` would do.
         """
-        rows = self._rows("reap", conn, stale_after=stale_after, dry_run=dry_run)
-        return [Reaped.from_row(row) for row in rows]
+        return self._list(Reaped, "reap", conn, stale_after=stale_after, dry_run=dry_run)
 
     def purge_jobs(
         self,
@@ -695,8 +725,7 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[Explanation]:
         """Say why a job is where it is, and what to do."""
-        rows = self._rows("explain_job", conn, job_id=job_id)
-        return [Explanation.from_row(row) for row in rows]
+        return self._list(Explanation, "explain_job", conn, job_id=job_id)
 
     def audit_job(
         self,
@@ -705,8 +734,7 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[Discrepancy]:
         """Recompute a job's numbers, or all jobs', from the ledger. No rows: all agrees."""
-        rows = self._rows("audit_job", conn, job_id=job_id)
-        return [Discrepancy.from_row(row) for row in rows]
+        return self._list(Discrepancy, "audit_job", conn, job_id=job_id)
 
     def job_history(
         self,
@@ -715,8 +743,7 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[HistoryEntry]:
         """Return every change of a job's status, the oldest first."""
-        rows = self._rows("job_history", conn, job_id=job_id)
-        return [HistoryEntry.from_row(row) for row in rows]
+        return self._list(HistoryEntry, "job_history", conn, job_id=job_id)
 
     def queue_stats(
         self,
@@ -724,8 +751,7 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[QueueStat]:
         """Return the queues and what is in them."""
-        rows = self._rows("queue_stats", conn)
-        return [QueueStat.from_row(row) for row in rows]
+        return self._list(QueueStat, "queue_stats", conn)
 
     def active_workers(
         self,
@@ -733,15 +759,15 @@ class Client:
         conn: Connection[Any] | None = None,
     ) -> list[WorkerStat]:
         """Return the workers that asked for work lately."""
-        rows = self._rows("active_workers", conn)
-        return [WorkerStat.from_row(row) for row in rows]
+        return self._list(WorkerStat, "active_workers", conn)
 
     def job(self, job_id: int, *, conn: Connection[Any] | None = None) -> Job:
         """Return a job from the view `pyjobs.job`; needs the role of a reader or an operator."""
-        rows = self._query(ONE_JOB, {"job_id": job_id}, conn, repeatable=True)
-        if not rows:
+        values = {"job_id": job_id}
+        found = self._query(ONE_JOB, values, conn, repeatable=True, rows=rows_of(Job))
+        if not found:
             raise NotFound(f"there is no job {job_id}")
-        return Job.from_row(rows[0])
+        return cast("Job", found[0])
 
     def jobs(
         self,
@@ -759,8 +785,7 @@ class Client:
         operator.
         """
         statement, values = prepare_listing(queue, status, name, before, limit)
-        rows = self._query(statement, values, conn, repeatable=True)
-        return [Job.from_row(row) for row in rows]
+        return self._query(statement, values, conn, repeatable=True, rows=rows_of(Job))
 
     def wait(
         self,
@@ -793,9 +818,12 @@ class Client:
 
 
 def _fetch(
-    conn: Connection[Any], statement: bytes, values: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    with conn.cursor(row_factory=dict_row) as cursor:
+    conn: Connection[Any],
+    statement: bytes,
+    values: Mapping[str, Any],
+    rows: Callable[[Any], Callable[[Sequence[Any]], Any]],
+) -> list[Any]:
+    with conn.cursor(row_factory=rows) as cursor:
         set_json_loads(read_json, cursor)
         cursor.execute(statement, values)
         return cursor.fetchall()
