@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -57,6 +57,36 @@ class Event:
                 async with asyncio.timeout(timeout):
                     await self._event.wait()
         return self._flag
+
+
+class Bell:
+    """Wakes who waits for a connection to have something to say."""
+
+    def __init__(self) -> None:
+        self._rung = Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ring(self) -> None:
+        """Wake who waits, from any thread, once and for all."""
+        self._rung.set()
+
+    async def wait(self, fileno: int) -> None:
+        """Wait until the connection can be read, or the bell is rung."""
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        waits = [asyncio.create_task(event.wait()) for event in (readable, self._rung)]
+        loop.add_reader(fileno, readable.set)
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            loop.remove_reader(fileno)
+            for wait in waits:
+                wait.cancel()
 
 
 def is_cancelled(exc: BaseException) -> bool:

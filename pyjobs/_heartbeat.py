@@ -9,8 +9,8 @@ A worker that is stopped (SIGSTOP, a debugger) keeps nothing: it may never come 
 otherwise hold its batches for ever. So its state is looked at before every extension.
 
 In:   {"conninfo", "lease", "beat", "parent"} once, in seconds; then
-      {"keep": [batch_id, lease_epoch], "until": seconds or null} and
-      {"drop": [batch_id, lease_epoch]}
+      {"keep": [[batch_id, lease_epoch], ...], "until": seconds or null} and
+      {"drop": [[batch_id, lease_epoch], ...]}
 Out:  {"batch": [batch_id, lease_epoch], "cancelled": why} and {"log": event, ...}
 """
 
@@ -29,6 +29,12 @@ from typing import Any
 
 import psycopg
 
+# How often it looks whether its parent is still there, in seconds: while it keeps a lease, which
+# must not outlive the worker, and while it keeps none.
+LOOK = 1.0
+LOOK_IDLE = 30.0
+# How long it lets messages gather, in seconds. To be waked for each would cost more than the rest.
+GATHER = 0.02
 # The time-out is for a batch that is just being recorded in a transaction that waits: the others'
 # leases must not wait with it. In the same statement, since behind a pooler a session has no
 # settings; as an argument, so that it is set before the function is called.
@@ -73,23 +79,38 @@ class Heart:
         self.due: dict[Key, float] = {}
         self.until: dict[Key, float] = {}
         self.told: set[Key] = set()
+        self.awake_at = 0.0  # when the one who extends looks again by itself
         self.changed = threading.Event()
         self.conn: psycopg.Connection[Any] | None = None
 
     def listen(self) -> None:
         """Do what the worker says, until it says nothing more."""
-        for line in sys.stdin:
-            message = json.loads(line)
-            with self.lock:
-                if "keep" in message:
-                    key = tuple(message["keep"])
-                    self.due[key] = time.monotonic() + self.beat * random.uniform(0.7, 1.0)  # noqa: S311
-                    if message["until"] is not None:
-                        self.until[key] = time.monotonic() + message["until"]
-                else:
-                    self.forget(tuple(message["drop"]))
-            self.changed.set()
+        rest = b""
+        while some := os.read(sys.stdin.fileno(), 1 << 16):
+            *lines, rest = (rest + some).split(b"\n")
+            for line in lines:
+                self.heed(json.loads(line))
+            time.sleep(GATHER)
         os._exit(0)  # the other thread may be waiting for a server that does not answer
+
+    def heed(self, message: dict[str, Any]) -> None:
+        """Do what one message says."""
+        now = time.monotonic()
+        with self.lock:
+            for pair in message.get("drop", ()):
+                self.forget(tuple(pair))
+            if "keep" not in message:
+                return
+            due = now + self.beat * random.uniform(0.7, 1.0)  # noqa: S311 - not for secrets
+            until = message["until"]
+            for pair in message["keep"]:
+                key = tuple(pair)
+                self.due[key] = due
+                if until is not None:
+                    self.until[key] = now + until
+            early = min(due, now + LOOK if until is None else now + until) < self.awake_at
+        if early:
+            self.changed.set()
 
     def forget(self, key: Key) -> None:
         """Keep this lease no longer."""
@@ -105,12 +126,18 @@ class Heart:
                 for key in [key for key, end in self.until.items() if end <= now]:
                     self.forget(key)
                     say(batch=key, cancelled="time limit exceeded, the lease is kept no longer")
-                due = sorted((at, key) for key, at in self.due.items())
-            if due and due[0][0] <= now and not is_stopped(self.parent):
-                self.extend([key for at, key in due if at <= now])
+                due = sorted((at, key) for key, at in self.due.items() if at <= now)
+                if not due or is_stopped(self.parent):
+                    # Now and then awake, to see whether the parent is still there.
+                    soon = min([*self.due.values(), *self.until.values()], default=now + LOOK_IDLE)
+                    pause = max(0.05, soon - now)
+                    if self.due:
+                        pause = min(LOOK, pause)
+                    self.awake_at = now + pause
+                    due = []
+            if due:
+                self.extend([key for _, key in due])
                 continue
-            # Now and then awake, to see whether the parent is still there.
-            pause = min(1.0, max(0.05, due[0][0] - now)) if due else 1.0
             self.changed.wait(pause)
             self.changed.clear()
 
@@ -185,10 +212,12 @@ def main() -> None:
     # These reach the whole group of processes; the leases of a worker that drains are still kept.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    line = sys.stdin.readline()
-    if not line:
-        return
-    heart = Heart(json.loads(line))
+    setup = b""
+    while not setup.endswith(b"\n"):
+        if not (some := os.read(sys.stdin.fileno(), 1)):
+            return
+        setup += some
+    heart = Heart(json.loads(setup))
     threading.Thread(target=heart.listen, daemon=True).start()
     heart.run()
     os._exit(0)

@@ -11,6 +11,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import structlog
 
     from pyjobs._batch import Batch
@@ -22,6 +24,8 @@ class LeaseKeeper:
     """Keeps leases alive from a process of its own, and marks batches that are not wanted any more.
 
     The same for both workers: what it does is a write to a pipe, and a thread that reads another.
+    Both begin with the first lease: a worker that only waits has no such process. The process is
+    told of many leases at once where many are claimed or recorded at once.
     """
 
     def __init__(
@@ -44,40 +48,47 @@ class LeaseKeeper:
         self._kept: dict[Key, Batch] = {}
         self._limited: set[Key] = set()
         self._closing = threading.Event()
-        self._process = self._start()
-        self._reader = threading.Thread(target=self._read, name="pyjobs-heartbeat", daemon=True)
-        self._reader.start()
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
-    def keep(self, batch: Batch) -> None:
-        """Keep the lease of a batch alive from now on."""
-        key = (batch.batch_id, batch.lease_epoch)
+    def keep(self, batches: Sequence[Batch]) -> None:
+        """Keep the leases of these batches alive from now on."""
         with self._lock:
-            self._kept[key] = batch
-            self._tell(keep=key, until=None)
+            for batch in batches:
+                self._kept[batch.key] = batch
+            if self._process is None:
+                self._process = self._start()
+                self._reader = threading.Thread(
+                    target=self._read, args=(self._process,), name="pyjobs-heartbeat", daemon=True
+                )
+                self._reader.start()
+            self._tell(keep=[batch.key for batch in batches], until=None)
 
     def limit(self, batch: Batch) -> None:
         """Keep it for the time limit from now on, and no longer."""
-        key = (batch.batch_id, batch.lease_epoch)
+        if self._time_limit is None:
+            return
         with self._lock:
-            if self._time_limit is not None and key in self._kept:
-                self._limited.add(key)
-                self._tell(keep=key, until=self._time_limit)
+            if batch.key in self._kept:
+                self._limited.add(batch.key)
+                self._tell(keep=[batch.key], until=self._time_limit)
 
-    def drop(self, batch: Batch) -> None:
-        """Keep it no longer."""
-        key = (batch.batch_id, batch.lease_epoch)
+    def drop(self, batches: Sequence[Batch]) -> None:
+        """Keep them no longer."""
         with self._lock:
-            self._limited.discard(key)
-            if self._kept.pop(key, None) is not None:
-                self._tell(drop=key)
+            kept = [batch.key for batch in batches if self._kept.pop(batch.key, None) is not None]
+            self._limited.difference_update(kept)
+            if kept:
+                self._tell(drop=kept)
 
     def close(self) -> None:
         """End the process. The leases run out by themselves, if they were not given back."""
         self._closing.set()
         with self._lock:
-            process = self._process
-            self._end(process)
-        self._reader.join(5)
+            if self._process is not None:
+                self._end(self._process)
+        if self._reader is not None:
+            self._reader.join(5)
 
     def _start(self) -> subprocess.Popen[str]:
         # The same modules as here, however this process found them.
@@ -102,7 +113,8 @@ class LeaseKeeper:
             process.stdin.flush()
 
     def _tell(self, **message: Any) -> None:
-        self._write(self._process, message)
+        if self._process is not None:
+            self._write(self._process, message)
 
     @staticmethod
     def _end(process: subprocess.Popen[str]) -> None:
@@ -115,9 +127,8 @@ class LeaseKeeper:
             process.kill()
             process.wait()
 
-    def _read(self) -> None:
+    def _read(self, process: subprocess.Popen[str]) -> None:
         while True:
-            process = self._process
             assert process.stdout is not None  # noqa: S101 - it was asked for
             with process.stdout as lines:
                 for line in lines:
@@ -131,10 +142,11 @@ class LeaseKeeper:
                 if self._closing.is_set():
                     return
                 self._end(process)
-                self._process = self._start()
-                for key in self._kept:
-                    limit = self._time_limit if key in self._limited else None
-                    self._tell(keep=key, until=limit)
+                process = self._process = self._start()
+                free = [key for key in self._kept if key not in self._limited]
+                for keys, limit in ((free, None), (list(self._limited), self._time_limit)):
+                    if keys:
+                        self._tell(keep=keys, until=limit)
 
     def _hear(self, message: dict[str, Any]) -> None:
         key = tuple(message.pop("batch", ()))

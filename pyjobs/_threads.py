@@ -7,9 +7,11 @@ event loop has its own way to take signals, and to be told something by another 
 from __future__ import annotations
 
 import contextlib
+import selectors
 import signal
+import socket
 import threading
-from typing import TYPE_CHECKING, TypeVar, Union
+from typing import TYPE_CHECKING, Self, TypeVar, Union
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +22,34 @@ if TYPE_CHECKING:
 
 Event = threading.Event
 Lock = threading.Lock
+
+
+class Bell:
+    """Wakes who waits for a connection to have something to say."""
+
+    def __init__(self) -> None:
+        self._heard, self._rope = socket.socketpair()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._heard.close()
+            self._rope.close()
+
+    def ring(self) -> None:
+        """Wake who waits, from any thread, once and for all."""
+        with self._lock, contextlib.suppress(OSError):  # nobody waits any more
+            self._rope.send(b"!")
+
+    def wait(self, fileno: int) -> None:
+        """Wait until the connection can be read, or the bell is rung."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(fileno, selectors.EVENT_READ)
+            selector.register(self._heard, selectors.EVENT_READ)
+            selector.select()
 
 
 def is_cancelled(_exc: BaseException) -> bool:

@@ -29,6 +29,7 @@ NAMES = {
     "AsyncHandler": "Handler",
     "AsyncLazyConnection": "LazyConnection",
     "AsyncRetrying": "Retrying",
+    "AsyncScope": "Scope",
     "AsyncTransaction": "Transaction",
     "AsyncWorker": "Worker",
     "_aio": "_threads",

@@ -35,7 +35,7 @@ class AsyncLazyConnection(_Base):
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._stack = AsyncExitStack()
+        self._stack: AsyncExitStack | None = None
         self._lock = _aio.Lock()
         self._conn: AsyncConnection[Any] | None = None
         self._used = False
@@ -55,23 +55,25 @@ class AsyncLazyConnection(_Base):
                     " is over, and the connection may serve another batch by now"
                 )
             if self._conn is None:
-                conn = await self._stack.enter_async_context(self._client.connection())
+                stack = self._stack = AsyncExitStack()
+                conn = await stack.enter_async_context(self._client.connection())
                 # Within a transaction block psycopg itself refuses commit() and rollback().
-                await self._stack.enter_async_context(conn.transaction())
+                await stack.enter_async_context(conn.transaction())
                 self._conn = conn
                 self._used = True
             return self._conn
 
-    @asynccontextmanager
-    async def scope(self) -> AsyncIterator[Self]:
+    def scope(self) -> AsyncScope:
         """Commit at the end what was done on it, or roll it back where an error ends it."""
-        async with self._stack:
-            try:
-                yield self
-            finally:
-                # Whoever still has it (a thread, a task) must not write into another's batch.
-                self._ended = True
-                self._conn = None
+        return AsyncScope(self)
+
+    async def end(self, *exc: Any) -> bool | None:
+        """Commit, or with an error roll back, and give the connection to the pool."""
+        # Whoever still has it (a thread, a task) must not write into another's batch.
+        self._ended = True
+        self._conn = None
+        stack = self._stack
+        return None if stack is None else await stack.__aexit__(*exc)
 
     def require_transaction(self) -> None:
         """Refuse to go on where the transaction was ended by a statement, behind psycopg's back."""
@@ -129,6 +131,21 @@ class AsyncLazyConnection(_Base):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self._conn or 'not used yet'}>"
+
+
+class AsyncScope:
+    """The block at the end of which a lazy connection's transaction ends."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: AsyncLazyConnection) -> None:
+        self._conn = conn
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *exc: object) -> bool | None:
+        return await self._conn.end(*exc)
 
 
 class _LazyCursor:

@@ -9,6 +9,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,7 @@ from pyjobs import _aio
 from pyjobs._async.lazy import AsyncLazyConnection
 from pyjobs._batch import Batch, plain_text
 from pyjobs._keeper import LeaseKeeper
-from pyjobs._log import get_logger
+from pyjobs._log import get_logger, tells_info
 from pyjobs._pooling import seconds, to_connect_again
 from pyjobs.errors import (
     AlreadyRecorded,
@@ -30,6 +31,7 @@ from pyjobs.errors import (
     is_connection_lost,
     is_passing,
 )
+from pyjobs.models import BatchOutcome, Claim, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     import structlog
 
     from pyjobs._async.client import AsyncClient
-    from pyjobs.models import Claim
 
     AsyncHandler = Callable[[Batch, AsyncLazyConnection], _aio.Result[object]]
 
@@ -53,6 +54,14 @@ CHILD_CAME_BACK = 70
 LONGEST_PAUSE = 10.0
 # The shortest between two questions for work, in seconds; it doubles while there is none.
 SHORTEST_POLL = 0.05
+# The longest, where the caller did not say: of a worker that is not woken, and of one that is.
+POLL = 1.0
+POLL_LISTENING = 5.0
+# And of one that is woken whatever the caller said: the database wakes only whoever asked for work
+# within the last minute.
+POLL_HEARD = 30.0
+# The next set of jobs is claimed ahead where the last one was worked off in that many seconds.
+AHEAD = 1.0
 # How many batches are recorded in one call, at most.
 MOST_TOGETHER = 1000
 # The SQLSTATE of a lease that is lost.
@@ -92,6 +101,11 @@ class AsyncWorker:
     A server that is away is waited for. On SIGTERM and SIGINT the worker takes no more work,
     finishes what it has begun within `drain_timeout`, and gives back the rest, which then costs no
     attempt. A second signal gives it back at once.
+
+    With `max_jobs` the next set is claimed while one is worked, if the last one took less than a
+    second: then the worker holds, beside what its lanes work, up to twice `max_jobs` batches. Their
+    leases count from the claim and are kept alive as all others. What waits and is not wanted any
+    more is not handed to the handler, and what waits at a stop is given back, at no attempt.
     """
 
     def __init__(
@@ -105,7 +119,7 @@ class AsyncWorker:
         concurrency: int = 1,
         lease: timedelta | float = 60.0,
         name: str | None = None,
-        poll: timedelta | float = 1.0,
+        poll: timedelta | float | None = None,
         drain_timeout: timedelta | float = 30.0,
         time_limit: timedelta | float | None = None,
         retry_in: Callable[[int], timedelta] = back_off,
@@ -119,14 +133,16 @@ class AsyncWorker:
         queues         the queues it serves
         max_batches    how many batches it leases at once, for one lane, all of one job; they are
                        worked one after the other
-        max_jobs       for many small jobs: of how many it leases a batch at once, for all lanes.
-                       What comes of handlers that neither used `conn` nor emitted is then
-                       recorded together with what else is finished, as soon as the last such
-                       call is back
+        max_jobs       for many small jobs: of how many it leases a batch at once, for all lanes,
+                       and of as many ahead while they go quickly. What comes of handlers that
+                       neither used `conn` nor emitted is then recorded together with what else
+                       is finished, as soon as the last such call is back
         concurrency    how many batches are worked at once, each in a lane of its own
         lease          how long a batch stays leased when the worker is gone
         name           as `active_workers` shows it; by default made of host and process
-        poll           the longest pause between two questions for work while there is none
+        poll           the longest pause between two questions for work while there is none; by
+                       default 1 second, and 5 while it listens. While it listens never more than
+                       30, so that the database goes on waking it
         drain_timeout  how long a stopped worker waits for its handlers
         time_limit     how long a lease is kept for a handler, from its call on; None: for ever
         retry_in       the pause after the nth attempt at a batch failed
@@ -152,7 +168,7 @@ class AsyncWorker:
         self._max_jobs = max_jobs
         self._concurrency = concurrency
         self._lease = timedelta(seconds=seconds(lease))
-        self._poll = seconds(poll)
+        self._poll = None if poll is None else seconds(poll)
         self._drain_timeout = seconds(drain_timeout)
         self._time_limit = None if time_limit is None else seconds(time_limit)
         self._retry_in = retry_in
@@ -170,10 +186,17 @@ class AsyncWorker:
         self._finished = 0  # how many batches have left _held
         self._until_idle = False
         self._claimed: deque[Batch] = deque()  # of many jobs, and not yet in a lane's hands
+        self._some_claimed = _aio.Event()
+        self._begun = 0  # how many of those have been taken by a lane
+        self._low = -1  # when so few are left, the next ones are claimed; -1: when one is missing
+        self._is_low = _aio.Event()
         self._finals: deque[tuple[Batch, float]] = deque()  # finished, to be recorded together
         self._some_finals = _aio.Event()
         self._at_work: set[int] = set()  # lanes
         self._claiming = _aio.Lock()
+        self._hears = False  # whether LISTEN stands
+        self._bell: _aio.Bell | None = None
+        self._due = inf  # when a batch that was given back may be claimed again
         self._wake = _aio.Event()
         self._stopping = _aio.Event()
         self._lanes = _aio.Lanes(self.stop)
@@ -210,7 +233,10 @@ class AsyncWorker:
     def stop(self) -> None:
         """Take no more work, and let `run` end. May be called from any thread."""
         self._stopping.set()
-        self._wake.set()
+        for event in (self._wake, self._is_low, self._some_claimed):
+            event.set()
+        if (bell := self._bell) is not None:
+            bell.ring()
 
     def _on_signal(self) -> None:
         if self._stopping.is_set():
@@ -233,6 +259,7 @@ class AsyncWorker:
             for number in range(self._concurrency):
                 lanes.start(partial(self._lane, number), f"pyjobs-{number}")
             if self._max_jobs > 1:
+                lanes.start(self._claim_sets, "pyjobs-claim")
                 lanes.start(self._record_finals, "pyjobs-record")
             if self._reap_every is not None and not self._until_idle:
                 lanes.start(self._reap_now_and_then, "pyjobs-reap")
@@ -300,15 +327,23 @@ class AsyncWorker:
 
     async def _lane(self, number: int) -> None:
         try:
-            while batches := await self._next():
-                for batch in batches:
-                    if self._stopping.is_set():
-                        await self._give_back(batch)
-                    else:
-                        await self._work(batch)
+            if self._max_jobs > 1:
+                while batch := await self._take():
+                    await self._work_or_give_back(batch)
+            else:
+                while batches := await self._next():
+                    for batch in batches:
+                        await self._work_or_give_back(batch)
         finally:
             self._at_work.discard(number)
             self._some_finals.set()
+
+    async def _work_or_give_back(self, batch: Batch) -> None:
+        # Who waited for its turn may have lost its lease, or its job been cancelled, meanwhile.
+        if self._stopping.is_set() or batch.cancelled:
+            await self._give_back(batch)
+        else:
+            await self._work(batch)
 
     async def _next(self) -> list[Batch]:
         """Lease the next batches, waiting for some; none when stopped.
@@ -316,51 +351,120 @@ class AsyncWorker:
         One lane at a time asks, so that many idle ones do not ask more often than one.
         """
         async with self._claiming:
-            pause = min(SHORTEST_POLL, self._poll)
-            while True:
-                self._wake.clear()
-                if self._stopping.is_set():
-                    while self._claimed:
-                        await self._give_back(self._claimed.popleft())
-                    return []
-                if self._claimed:
-                    return [self._claimed.popleft()]
-                finished = self._finished
-                claims = await self._claim()
-                if claims:
-                    batches = [self._hold(Batch(claim)) for claim in claims]
-                    if self._max_jobs == 1:
-                        return batches
-                    self._claimed.extend(batches)
-                    continue
-                idle = not self._held and self._finished == finished
-                if self._until_idle and idle and not await self._reap():
-                    self.stop()
-                    return []
-                # Jittered, so that many workers do not ask at the same moment.
-                await self._wake.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311
-                pause = min(2 * pause, self._poll)
+            return await self._ask(
+                partial(
+                    self._client.tuples,
+                    Claim,
+                    "claim_next_job",
+                    worker=self.name,
+                    queues=self._queues,
+                    max_batches=self._max_batches,
+                    lease=self._lease,
+                )
+            )
 
-    async def _claim(self) -> list[Claim] | None:
-        given = (self.name, self._queues)
-        if self._max_jobs > 1:
-            return await self._persist(self._client.claim_jobs, *given, self._max_jobs, self._lease)
-        return await self._persist(
-            self._client.claim_next_job, *given, self._max_batches, self._lease
+    async def _ask(self, claim: Callable[[], _aio.Result[list[Sequence[Any]]]]) -> list[Batch]:
+        """Claim, again and again until there is something; none when stopped."""
+        pause = SHORTEST_POLL
+        while True:
+            self._wake.clear()
+            if self._stopping.is_set():
+                return []
+            finished = self._finished
+            rows = await self._persist(claim)
+            if rows:
+                return self._hold([Batch.of(row) for row in rows])
+            idle = not self._held and self._finished == finished
+            if self._until_idle and idle and not await self._reap():
+                self.stop()
+                return []
+            pause = await self._rest(pause)
+
+    async def _rest(self, pause: float) -> float:
+        """Wait until it is time to ask again, or somebody wakes us; return the next pause."""
+        longest = self._poll
+        if longest is None:
+            longest = POLL_LISTENING if self._hears else POLL
+        if self._hears:
+            longest = min(longest, POLL_HEARD)
+            # Whatever comes is told: no need to ask often at first.
+            pause = max(pause, min(POLL, longest))
+        # Jittered, so that many workers do not ask at the same moment.
+        nap = min(pause, longest) * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets
+        left = self._due - monotonic()
+        if left <= nap:
+            self._due = inf
+            nap = max(left, 0.0)
+        await self._wake.wait(nap)
+        return min(2 * pause, longest)
+
+    # Claiming from many jobs
+
+    async def _claim_sets(self) -> None:
+        """Lease sets of batches for the lanes, one ahead of them while they are quick."""
+        claim = partial(
+            self._client.tuples,
+            Claim,
+            "claim_jobs",
+            worker=self.name,
+            queues=self._queues,
+            max_jobs=self._max_jobs,
+            lease=self._lease,
         )
+        begun, since = 0, monotonic()
+        try:
+            while not self._stopping.is_set():
+                await self._is_low.wait()
+                self._is_low.clear()
+                if len(self._claimed) > max(self._low, 0):
+                    continue
+                batches = await self._ask(claim)
+                now = monotonic()
+                # How long a set takes, as the last ones went.
+                took = (now - since) / max(1, self._begun - begun) * self._max_jobs
+                self._low = self._max_jobs - 1 if took < AHEAD else -1
+                begun, since = self._begun, now
+                self._claimed.extend(batches)
+                self._some_claimed.set()
+        finally:
+            self._some_claimed.set()
+            with suppress(IndexError):
+                while True:
+                    await self._give_back(self._claimed.popleft())
 
-    def _hold(self, batch: Batch) -> Batch:
-        self._held[batch.batch_id] = batch
-        if self._keeper is not None:
-            self._keeper.keep(batch)
-        return batch
+    async def _take(self) -> Batch | None:
+        """The next batch of those that are claimed, waiting for one; None when stopped."""
+        while not self._stopping.is_set():
+            try:
+                batch = self._claimed.popleft()
+            except IndexError:
+                self._is_low.set()
+                # One lane at a time waits: for one batch, one is woken.
+                async with self._claiming:
+                    self._some_claimed.clear()
+                    if not self._claimed and not self._stopping.is_set():
+                        await self._some_claimed.wait()
+                continue
+            self._begun += 1
+            if len(self._claimed) <= self._low and not self._is_low.is_set():
+                self._is_low.set()
+            return batch
+        return None
 
-    def _let_go(self, batch: Batch, *, look: bool = False) -> None:
-        """The batch is done with. `look`: there may be something to claim that was not before."""
+    def _hold(self, batches: list[Batch]) -> list[Batch]:
+        for batch in batches:
+            self._held[batch.batch_id] = batch
         if self._keeper is not None:
-            self._keeper.drop(batch)
-        self._held.pop(batch.batch_id, None)
-        self._finished += 1
+            self._keeper.keep(batches)
+        return batches
+
+    def _let_go(self, batches: Sequence[Batch], *, look: bool = False) -> None:
+        """They are done with. `look`: there may be something to claim that was not before."""
+        if self._keeper is not None:
+            self._keeper.drop(batches)
+        for batch in batches:
+            self._held.pop(batch.batch_id, None)
+        self._finished += len(batches)
         if look or self._until_idle:
             self._wake.set()
 
@@ -376,35 +480,34 @@ class AsyncWorker:
         )
 
     async def _work(self, batch: Batch) -> None:
-        log = self._bind(batch)
-        if batch.unreadable is not None:
-            log.warning("batch failed", step="claim", error=batch.unreadable)
-            await self._release(batch, log, batch.unreadable)
+        if (reason := batch.unreadable) is not None:
+            self._bind(batch).warning("batch failed", step="claim", error=reason)
+            await self._release(batch, reason)
             return
         for _ in range(TRIES):
-            if not await self._try(batch, log):
+            if not await self._try(batch):
                 return
             # The same lease, from the start.
-            batch = self._hold(batch.afresh())
-        await self._release(batch, log, f"its transaction was lost {TRIES} times")
+            (batch,) = self._hold([batch.afresh()])
+        await self._release(batch, f"its transaction was lost {TRIES} times")
 
-    async def _try(self, batch: Batch, log: structlog.stdlib.BoundLogger) -> bool:
+    async def _try(self, batch: Batch) -> bool:
         """Work a batch and record it; say whether that is to be done again under this lease."""
         conn = AsyncLazyConnection(self._client)
         started = monotonic()
         step = "handler"
-        if self._keeper is not None:
+        if self._time_limit is not None and self._keeper is not None:
             self._keeper.limit(batch)
         try:
             async with conn.scope():
                 await self._call(batch, conn)
                 step = "record"
-                result = batch.result
-                together = self._max_jobs > 1 and not conn.used and not result["next_items"]
+                together = self._max_jobs > 1 and not conn.used and not batch.emits
                 if not together:
+                    result = batch.result
                     if self._keeper is not None:
                         # From here on an extension would only wait for the record's transaction.
-                        self._keeper.drop(batch)
+                        self._keeper.drop([batch])
                     recorded = await self._client.record_batch(
                         batch.batch_id,
                         batch.lease_epoch,
@@ -415,18 +518,19 @@ class AsyncWorker:
         except AlreadyRecorded as exc:
             if step == "record" and not conn.used:
                 # The client repeated the call: its first answer was lost on the way.
-                self._recorded_before(batch, log)
+                self._recorded_before(batch)
                 return False
-            return await self._lost(batch, log, exc, step)
+            return await self._lost(batch, exc, step)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
-            return await self._lost(batch, log, exc, step)
+            return await self._lost(batch, exc, step)
         if together:
             await self._finish(batch, started)
             return False
-        self._let_go(batch, look=recorded.stage_done or bool(result["next_items"]))
-        self._tell_recorded(log, batch, result, started, status=str(recorded.job_status))
-        if recorded.job_done:
-            log.info("job has ended", status=str(recorded.job_status))
+        self._let_go([batch], look=recorded.stage_done or bool(result["next_items"]))
+        if tells_info(self._log):
+            self._tell_recorded(batch, result, started, status=str(recorded.job_status))
+            if recorded.job_done:
+                self._bind(batch).info("job has ended", status=str(recorded.job_status))
         return False
 
     # Recording together
@@ -435,7 +539,8 @@ class AsyncWorker:
         """Leave it to be recorded with others; where too many wait for that, do it at once."""
         self._finals.append((batch, started))
         if len(self._finals) < self._max_jobs:
-            self._some_finals.set()
+            if not self._some_finals.is_set():
+                self._some_finals.set()
         else:
             await self._post_finals()
 
@@ -460,48 +565,51 @@ class AsyncWorker:
         batches = [batch for batch, _ in finals]
         results = [batch.result for batch in batches]
         if self._keeper is not None:
-            for batch in batches:
-                self._keeper.drop(batch)
+            self._keeper.drop(batches)
         try:
             outcomes = await self._persist(
-                self._client.record_batches,
-                [batch.batch_id for batch in batches],
-                [batch.lease_epoch for batch in batches],
-                _each(results, "failed", []),
-                _each(results, "counters", {}),
+                partial(
+                    self._client.tuples,
+                    BatchOutcome,
+                    "record_batches",
+                    batch_ids=[batch.batch_id for batch in batches],
+                    lease_epochs=[batch.lease_epoch for batch in batches],
+                    failed=_each(results, "failed", []),
+                    counters=_each(results, "counters", {}),
+                )
             )
         except Exception:  # noqa: BLE001 - it may not even be possible to send a result
             # One of them is at fault, and nothing was recorded: each for itself.
             for batch, started in finals:
                 await self._post_alone(batch, started)
             return
-        for (batch, started), result, told in zip(finals, results, outcomes or (), strict=False):
-            log = self._bind(batch)
-            self._let_go(batch)
-            if told.outcome == "stale":
+        if outcomes is None:
+            return  # stopped, with the server away: they are given back at the end
+        self._let_go(batches)
+        tells = tells_info(self._log)
+        for (batch, started), result, (_, outcome) in zip(finals, results, outcomes, strict=True):
+            if outcome == Outcome.STALE:
+                log = self._bind(batch)
                 tell = log.info if batch.job_cancelled else log.warning
                 tell("result refused", sqlstate=LATE, reason="the lease is lost")
-            else:
-                self._tell_recorded(log, batch, result, started)
+            elif tells:
+                self._tell_recorded(batch, result, started)
         # Of the next stage, perhaps.
         self._wake.set()
 
     async def _post_alone(self, batch: Batch, started: float) -> None:
-        log = self._bind(batch)
         result = batch.result
         try:
-            recorded = await self._persist(
-                partial(self._client.record_batch, batch.batch_id, batch.lease_epoch, **result)
-            )
+            recorded = await self._persist(partial(self._client.record_batch, *batch.key, **result))
         except AlreadyRecorded:
-            self._recorded_before(batch, log)
+            self._recorded_before(batch)
         except Exception as exc:  # noqa: BLE001 - as above
-            if await self._lost(batch, log, exc, "record"):
-                await self._release(batch, log, plain_text(exc))
+            if await self._lost(batch, exc, "record"):
+                await self._release(batch, plain_text(exc))
         else:
             if recorded is not None:
-                self._let_go(batch, look=True)
-                self._tell_recorded(log, batch, result, started)
+                self._let_go([batch], look=True)
+                self._tell_recorded(batch, result, started)
 
     # A handler's call
 
@@ -523,14 +631,9 @@ class AsyncWorker:
                 os._exit(CHILD_CAME_BACK)
 
     def _tell_recorded(
-        self,
-        log: structlog.stdlib.BoundLogger,
-        batch: Batch,
-        result: dict[str, Any],
-        started: float,
-        **more: str,
+        self, batch: Batch, result: dict[str, Any], started: float, **more: str
     ) -> None:
-        log.info(
+        self._bind(batch).info(
             "batch recorded",
             **more,
             items=len(batch.items),
@@ -538,45 +641,42 @@ class AsyncWorker:
             seconds=round(monotonic() - started, 3),
         )
 
-    def _recorded_before(self, batch: Batch, log: structlog.stdlib.BoundLogger) -> None:
-        self._let_go(batch, look=True)
-        log.info("batch recorded", acknowledgement="lost")
+    def _recorded_before(self, batch: Batch) -> None:
+        self._let_go([batch], look=True)
+        self._bind(batch).info("batch recorded", acknowledgement="lost")
 
-    async def _lost(
-        self, batch: Batch, log: structlog.stdlib.BoundLogger, exc: Exception, step: str
-    ) -> bool:
+    async def _lost(self, batch: Batch, exc: Exception, step: str) -> bool:
         """The transaction is gone, or (at its commit) may be. Say whether to work it again."""
         if step != "handler" and isinstance(exc, StaleLease | AlreadyRecorded | NotFound):
-            await self._refused(batch, log, exc)
+            await self._refused(batch, exc)
             return False
         if is_passing(exc):
-            return await self._settle(batch, log, exc, step)
-        log.warning("batch failed", step=step, error=plain_text(exc, 200), exc_info=exc)
-        await self._release(batch, log, plain_text(exc))
+            return await self._settle(batch, exc, step)
+        self._bind(batch).warning(
+            "batch failed", step=step, error=plain_text(exc, 200), exc_info=exc
+        )
+        await self._release(batch, plain_text(exc))
         return False
 
-    async def _settle(
-        self, batch: Batch, log: structlog.stdlib.BoundLogger, exc: Exception, step: str
-    ) -> bool:
+    async def _settle(self, batch: Batch, exc: Exception, step: str) -> bool:
         """Find out, when the server is there again, whether the batch is still to be worked.
 
         To record it again would not do: if the commit did not take place, the handler's rows are
         gone, and a record without them would be a lie. So the lease is asked.
         """
-        log.warning("transaction lost", step=step, error=plain_text(exc, 200))
+        self._bind(batch).warning("transaction lost", step=step, error=plain_text(exc, 200))
         try:
             state = await self._persist(
                 self._bounded,
                 self._client.extend_lease,
-                batch.batch_id,
-                batch.lease_epoch,
+                *batch.key,
                 self._lease,
             )
         except AlreadyRecorded:
-            self._recorded_before(batch, log)
+            self._recorded_before(batch)
             return False
         except (StaleLease, NotFound) as refusal:
-            await self._refused(batch, log, refusal)
+            await self._refused(batch, refusal)
             return False
         if state is None or self._stopping.is_set():
             await self._give_back(batch)
@@ -586,9 +686,10 @@ class AsyncWorker:
             await self._stopping.wait(random.uniform(0.0, 0.2))  # noqa: S311
         return True
 
-    async def _refused(self, batch: Batch, log: structlog.stdlib.BoundLogger, exc: Error) -> None:
+    async def _refused(self, batch: Batch, exc: Error) -> None:
         """The result came too late, and its rows are gone with it: say so."""
-        self._let_go(batch)
+        log = self._bind(batch)
+        self._let_go([batch])
         late = batch.claim.lease_expires_at.isoformat(timespec="seconds")
         try:
             await self._client.report_refused(
@@ -608,19 +709,21 @@ class AsyncWorker:
             leased_until=late,
         )
 
-    async def _release(self, batch: Batch, log: structlog.stdlib.BoundLogger, error: str) -> None:
+    async def _release(self, batch: Batch, error: str) -> None:
         """Give a batch back with an error, which costs an attempt unless its job is cancelled."""
+        retry_in = self._retry_in(batch.attempt)
         try:
             await self._persist(
                 self._client.release_batch,
                 batch.batch_id,
                 batch.lease_epoch,
                 None if batch.job_cancelled else error,
-                self._retry_in(batch.attempt),
+                retry_in,
             )
         except (StaleLease, AlreadyRecorded, NotFound) as exc:
-            log.info("batch is another's by now", reason=exc.message)
-        self._let_go(batch, look=True)
+            self._bind(batch).info("batch is another's by now", reason=exc.message)
+        self._due = min(self._due, monotonic() + retry_in.total_seconds())
+        self._let_go([batch], look=True)
 
     async def _give_back(self, batch: Batch) -> None:
         """Give a batch back that is not worked, or not to its end; that costs no attempt."""
@@ -633,7 +736,7 @@ class AsyncWorker:
             log.warning("batch not given back, its lease runs out", error=plain_text(exc, 200))
         else:
             log.info("batch given back")
-        self._let_go(batch)
+        self._let_go([batch])
 
     # Beside the work
 
@@ -665,8 +768,16 @@ class AsyncWorker:
     async def _hear(self, conninfo: str) -> None:
         async with await AsyncConnection.connect(conninfo, autocommit=True) as conn:
             await conn.execute("listen pyjobs")
-            self._wake.set()  # for what came before
-            while not self._stopping.is_set():
-                async for notice in conn.notifies(timeout=0.5):
-                    if notice.payload in self._queues:
-                        self._wake.set()
+            queues = {queue.encode() for queue in self._queues}
+            with _aio.Bell() as self._bell:
+                self._hears = True
+                self._wake.set()  # for what came before
+                try:
+                    while not self._stopping.is_set():
+                        await self._bell.wait(conn.fileno())
+                        conn.pgconn.consume_input()
+                        while notice := conn.pgconn.notifies():
+                            if notice.extra in queues:
+                                self._wake.set()
+                finally:
+                    self._hears = False

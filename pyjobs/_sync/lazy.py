@@ -36,7 +36,7 @@ class LazyConnection(_Base):
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._stack = ExitStack()
+        self._stack: ExitStack | None = None
         self._lock = _threads.Lock()
         self._conn: Connection[Any] | None = None
         self._used = False
@@ -56,23 +56,25 @@ class LazyConnection(_Base):
                     " is over, and the connection may serve another batch by now"
                 )
             if self._conn is None:
-                conn = self._stack.enter_context(self._client.connection())
+                stack = self._stack = ExitStack()
+                conn = stack.enter_context(self._client.connection())
                 # Within a transaction block psycopg itself refuses commit() and rollback().
-                self._stack.enter_context(conn.transaction())
+                stack.enter_context(conn.transaction())
                 self._conn = conn
                 self._used = True
             return self._conn
 
-    @contextmanager
-    def scope(self) -> Iterator[Self]:
+    def scope(self) -> Scope:
         """Commit at the end what was done on it, or roll it back where an error ends it."""
-        with self._stack:
-            try:
-                yield self
-            finally:
-                # Whoever still has it (a thread, a task) must not write into another's batch.
-                self._ended = True
-                self._conn = None
+        return Scope(self)
+
+    def end(self, *exc: Any) -> bool | None:
+        """Commit, or with an error roll back, and give the connection to the pool."""
+        # Whoever still has it (a thread, a task) must not write into another's batch.
+        self._ended = True
+        self._conn = None
+        stack = self._stack
+        return None if stack is None else stack.__exit__(*exc)
 
     def require_transaction(self) -> None:
         """Refuse to go on where the transaction was ended by a statement, behind psycopg's back."""
@@ -130,6 +132,21 @@ class LazyConnection(_Base):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self._conn or 'not used yet'}>"
+
+
+class Scope:
+    """The block at the end of which a lazy connection's transaction ends."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: LazyConnection) -> None:
+        self._conn = conn
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> bool | None:
+        return self._conn.end(*exc)
 
 
 class _LazyCursor:

@@ -114,8 +114,9 @@ class WorkerProcess:
 
     def children(self) -> list[int]:
         """Its heartbeat process."""
-        found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [int(pid) for pid in found]
+        # Of each of its threads: any of them may have started it.
+        lists = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(pid) for found in lists for pid in found.read_text().split()]
 
     def end(self) -> None:
         self.process.kill()
