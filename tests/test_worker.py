@@ -740,6 +740,61 @@ def test_a_worker_that_listens_is_woken(twin, dsn, client, results):
     worker.stop()
 
 
+@pytest.fixture
+def pauses(monkeypatch):
+    """``pauses(NAME=seconds)``: of the worker's own, others."""
+
+    def set_to(**values):
+        for module in ("pyjobs._async.worker", "pyjobs._sync.worker"):
+            for name, value in values.items():
+                monkeypatch.setattr(f"{module}.{name}", value)
+
+    return set_to
+
+
+def hears(worker):
+    wait_until(lambda: worker.worker._hears, "it listens")
+
+
+def test_a_worker_that_listens_ends_at_once(twin, dsn, client, notes):
+    worker = twin.worker(dsn, store, "q", listen=True, drain_timeout=3, **QUICK).start()
+    hears(worker)
+    worker.stop()
+    assert not [note for note in notes() if "did not end in time" in note]
+
+
+def test_a_worker_that_listens_asks_so_often_that_it_goes_on_being_woken(
+    twin, dsn, client, results, pauses
+):
+    """Whatever its poll: the database wakes those who asked within the last minute."""
+    pauses(POLL_HEARD=0.1)
+    worker = twin.worker(dsn, store, "q", listen=True, poll=600, **QUICK).start()
+    hears(worker)
+    # Of items that are added nobody is told.
+    job = client.enqueue_job("q", ["first"], seal=False)
+    for item in ("first", "second"):
+        wait_until(lambda item=item: item in results(), f"{item} is worked")
+        client.add_items(job, ["second"])
+    worker.stop()
+
+
+def test_its_own_second_try_is_not_left_to_the_poll(twin, dsn, client, results, pauses):
+    pauses(POLL=600)
+
+    async def handler(batch, conn):
+        if batch.attempt == 1:
+            raise RuntimeError("not yet")
+        await store(batch, conn)
+
+    later = {"heartbeat": False, "retry_in": lambda _attempt: timedelta(seconds=0.3)}
+    worker = twin.worker(dsn, handler, "q", listen=True, poll=600, **later).start()
+    hears(worker)
+    client.enqueue_job("q", ["again"])
+    # Who listens would ask again after 15 seconds at the soonest.
+    wait_until(results, "it is tried again", 14)
+    worker.stop()
+
+
 # Settings and the log
 
 

@@ -146,6 +146,16 @@ def test_a_handler_that_holds_the_interpreters_lock_keeps_its_lease(start, clien
     assert results() == [("hold", 1)]
 
 
+def test_a_worker_that_only_waits_has_no_heartbeat(start, client):
+    worker = start()
+    wait_until(client.active_workers, "it has asked for work")
+    assert worker.children() == []
+    client.enqueue_job("q", ["wait"])
+    worker.hear()
+    assert len(worker.children()) == 1
+    worker.go_on()
+
+
 def test_a_killed_heartbeat_is_replaced(start, client, db):
     job = client.enqueue_job("q", ["wait"])
     worker = start(lease=3)

@@ -5,7 +5,9 @@ Each test runs with the synchronous and the asynchronous worker.
 Broken by hand, each seen red: results recorded apart from the rows or the items that go with them,
 what was not begun kept until the last handler ends, a bad result that takes others with it, a late
 one told as recorded, every result recorded alone, counters left out, a recorder that ends with the
-lanes and leaves the last results.
+lanes and leaves the last results, a set claimed ahead of slow ones or two ahead of quick ones, one
+that was claimed ahead kept at a stop or handed to the handler after a cancel, leases of what waits
+not kept.
 """
 
 from __future__ import annotations
@@ -243,3 +245,153 @@ def test_the_time_limit_is_from_the_call_of_the_handler_on(twin, dsn, client):
     twin.worker(dsn, handler, "q", **{**QUICK, **limits}).finish()
     assert unwanted == [True, False, False, False]
     assert statuses(client, jobs) == DONE * 4
+
+
+# Claimed ahead
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """``ahead(seconds)``: how quick a set must be for the next to be claimed ahead of it."""
+
+    def within(seconds):
+        for module in ("pyjobs._async.worker", "pyjobs._sync.worker"):
+            monkeypatch.setattr(f"{module}.AHEAD", seconds)
+
+    return within
+
+
+def leased(db):
+    return {row[0] for row in db.execute("select job_id from pyjobs.batch where state = 'leased'")}
+
+
+SETS = {**QUICK, "max_jobs": 3}
+
+
+def test_one_set_is_claimed_ahead_and_given_back_at_a_stop(twin, dsn, db, client, ahead):
+    ahead(math.inf)
+    workers = []
+    seen = []
+
+    async def handler(batch, conn):
+        seen.append(batch.job_id)
+        if len(seen) == 2:
+            # The first set, of which one waits, and the next: no more.
+            await twin.until(lambda: len(leased(db) - set(seen)) == 4)
+            workers[0].worker.stop()
+
+    jobs = client.enqueue_jobs("q", list(range(12)))
+    workers.append(twin.worker(dsn, handler, "q", **SETS))
+    workers[0].start().join()
+    assert seen == jobs[:2]
+    rows = db.execute(
+        "select job_id, state::text, attempt, lease_epoch from pyjobs_internal.batch order by id"
+    ).fetchall()
+    assert rows[:2] == [(job, "recorded", 1, 1) for job in jobs[:2]]
+    # At no attempt; and of the others nobody has asked for any.
+    assert [row[:3] for row in rows[2:]] == [(job, "pending", 0) for job in jobs[2:]]
+    assert [job for job, _, _, epoch in rows if epoch] == jobs[:6]
+
+
+def test_what_is_claimed_while_the_worker_stops_is_given_back(twin, dsn, db, client, ahead):
+    ahead(math.inf)
+    seen = []
+
+    async def handler(batch, conn):
+        seen.append(batch.job_id)
+        await twin.wait_for(stopped)
+
+    jobs = client.enqueue_jobs("q", list(range(6)))
+    stopped = threading.Event()
+    running = twin.worker(dsn, handler, "q", **SETS)
+    call = running.worker._client.tuples
+
+    def claim_after_a_stop(cls, name, **arguments):
+        if name == "claim_jobs" and leased(db):
+            running.worker.stop()
+            stopped.set()
+        return call(cls, name, **arguments)
+
+    running.worker._client.tuples = claim_after_a_stop
+    running.start().join()
+    assert seen == jobs[:1]
+    rows = db.execute(
+        "select state::text, attempt, lease_epoch > 0 from pyjobs_internal.batch order by id"
+    ).fetchall()
+    assert rows == [("recorded", 1, True)] + [("pending", 0, True)] * 5
+
+
+def test_sets_of_slow_jobs_are_not_claimed_ahead(twin, dsn, db, client, ahead):
+    ahead(0)
+    waiting = []
+    seen = []
+
+    async def handler(batch, conn):
+        seen.append(batch.job_id)
+        waiting.append(len(leased(db) - set(seen)))
+
+    jobs = client.enqueue_jobs("q", list(range(12)))
+    twin.worker(dsn, handler, "q", **SETS).finish()
+    assert waiting == [2, 1, 0] * 4
+    assert statuses(client, jobs) == DONE * 12
+
+
+@pytest.mark.parametrize("grace", [0, 3600])
+def test_what_is_cancelled_while_it_waits_is_not_handed_over(
+    twin, dsn, db, client, ahead, grace, notes
+):
+    ahead(math.inf)
+    seen = []
+
+    async def handler(batch, conn):
+        seen.append(batch.job_id)
+        if batch.job_id == jobs[0]:
+            await twin.until(lambda: jobs[4] in leased(db))
+            client.cancel_job(jobs[4], grace=timedelta(seconds=grace))
+            await twin.until(lambda: any("not wanted any more" in note for note in notes()))
+
+    jobs = client.enqueue_jobs("q", list(range(6)))
+    worker = twin.worker(dsn, handler, "q", **{**SETS, "heartbeat": True, "lease": 1.0})
+    worker.finish()
+    assert seen == [*jobs[:4], jobs[5]]
+    assert statuses(client, jobs) == [*DONE * 4, JobStatus.REVOKED, *DONE]
+
+
+def test_leases_of_what_waits_count_from_the_claim_and_are_kept(twin, dsn, db, client, ahead):
+    ahead(math.inf)
+    seen = []
+
+    def expiries():
+        rows = db.execute("select lease_expires_at from pyjobs.batch where state = 'leased'")
+        return sorted(row[0] for row in rows)
+
+    async def handler(batch, conn):
+        seen.append((batch.job_id, batch.attempt))
+        if len(seen) == 1:
+            await twin.until(lambda: len(leased(db)) == 6)
+            last = expiries()[-1]
+            assert last <= db.execute("select clock_timestamp() + interval '1.5 s'").fetchone()[0]
+            await twin.until(lambda: expiries()[0] > last + timedelta(seconds=1))
+
+    jobs = client.enqueue_jobs("q", list(range(6)))
+    twin.worker(dsn, handler, "q", **{**SETS, "heartbeat": True, "lease": 1.5}).finish()
+    assert seen == [(job, 1) for job in jobs]
+    assert statuses(client, jobs) == DONE * 6
+
+
+def test_all_lanes_work_where_there_is_enough_for_them(twin, dsn, db, client):
+    barrier = threading.Barrier(3)
+
+    async def handler(batch, conn):
+        arrived = threading.Event()
+
+        def arrive():
+            barrier.wait(20)
+            arrived.set()
+
+        threading.Thread(target=arrive, daemon=True).start()
+        await twin.wait_for(arrived)
+
+    jobs = client.enqueue_jobs("q", list(range(9)))
+    twin.worker(dsn, handler, "q", concurrency=3, **SETS).finish()
+    assert statuses(client, jobs) == DONE * 9
