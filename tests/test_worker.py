@@ -767,7 +767,7 @@ def test_a_worker_that_listens_asks_so_often_that_it_goes_on_being_woken(
     twin, dsn, client, results, pauses
 ):
     """Whatever its poll: the database wakes those who asked within the last minute."""
-    pauses(POLL_HEARD=0.1)
+    pauses(POLL=600, POLL_HEARD=0.1)
     worker = twin.worker(dsn, store, "q", listen=True, poll=600, **QUICK).start()
     hears(worker)
     # Of items that are added nobody is told.

@@ -261,6 +261,31 @@ def ahead(monkeypatch):
     return within
 
 
+@pytest.fixture
+def asked():
+    """``asked(running)``: how many batches wait for a lane at each question for more."""
+
+    def watch(running):
+        waiting = []
+        call = running.worker._client.tuples
+
+        def tuples(cls, name, **arguments):
+            if name == "claim_jobs":
+                waiting.append(len(running.worker._claimed))
+            return call(cls, name, **arguments)
+
+        running.worker._client.tuples = tuples
+        return waiting
+
+    return watch
+
+
+def a_moment():
+    """Time enough to ask for more, for who would: a condition for `until`."""
+    looks = iter([False, False, False, True])
+    return lambda: next(looks)
+
+
 def leased(db):
     return {row[0] for row in db.execute("select job_id from pyjobs.batch where state = 'leased'")}
 
@@ -268,7 +293,7 @@ def leased(db):
 SETS = {**QUICK, "max_jobs": 3}
 
 
-def test_one_set_is_claimed_ahead_and_given_back_at_a_stop(twin, dsn, db, client, ahead):
+def test_one_set_is_claimed_ahead_and_given_back_at_a_stop(twin, dsn, db, client, ahead, asked):
     ahead(math.inf)
     workers = []
     seen = []
@@ -278,12 +303,16 @@ def test_one_set_is_claimed_ahead_and_given_back_at_a_stop(twin, dsn, db, client
         if len(seen) == 2:
             # The first set, of which one waits, and the next: no more.
             await twin.until(lambda: len(leased(db) - set(seen)) == 4)
+            await twin.until(a_moment())
             workers[0].worker.stop()
 
     jobs = client.enqueue_jobs("q", list(range(12)))
     workers.append(twin.worker(dsn, handler, "q", **SETS))
+    waiting = asked(workers[0])
     workers[0].start().join()
     assert seen == jobs[:2]
+    assert len(waiting) == 2
+    assert max(waiting) <= 2
     rows = db.execute(
         "select job_id, state::text, attempt, lease_epoch from pyjobs_internal.batch order by id"
     ).fetchall()
@@ -321,18 +350,18 @@ def test_what_is_claimed_while_the_worker_stops_is_given_back(twin, dsn, db, cli
     assert rows == [("recorded", 1, True)] + [("pending", 0, True)] * 5
 
 
-def test_sets_of_slow_jobs_are_not_claimed_ahead(twin, dsn, db, client, ahead):
+def test_sets_of_slow_jobs_are_not_claimed_ahead(twin, dsn, client, ahead, asked):
     ahead(0)
-    waiting = []
-    seen = []
 
     async def handler(batch, conn):
-        seen.append(batch.job_id)
-        waiting.append(len(leased(db) - set(seen)))
+        await twin.until(a_moment())
 
     jobs = client.enqueue_jobs("q", list(range(12)))
-    twin.worker(dsn, handler, "q", **SETS).finish()
-    assert waiting == [2, 1, 0] * 4
+    running = twin.worker(dsn, handler, "q", **SETS)
+    waiting = asked(running)
+    running.finish()
+    assert len(waiting) > 4
+    assert set(waiting) == {0}
     assert statuses(client, jobs) == DONE * 12
 
 

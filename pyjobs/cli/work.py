@@ -94,7 +94,11 @@ def worker(
     ] = None,
     poll: Annotated[
         str | None,
-        typer.Option("--poll", metavar=Interval, help="Between questions for work (1 second)."),
+        typer.Option(
+            "--poll",
+            metavar=Interval,
+            help="Between questions for work (1 second, with --listen 5).",
+        ),
     ] = None,
     drain_timeout: Annotated[
         str | None,
