@@ -300,9 +300,9 @@ def test_one_set_is_claimed_ahead_and_given_back_at_a_stop(twin, dsn, db, client
 
     async def handler(batch, conn):
         seen.append(batch.job_id)
-        if len(seen) == 2:
-            # The first set, of which one waits, and the next: no more.
-            await twin.until(lambda: len(leased(db) - set(seen)) == 4)
+        if len(seen) == 3:
+            # The first set has been begun, and the next waits: no more.
+            await twin.until(lambda: len(leased(db) - set(seen)) == 3)
             await twin.until(a_moment())
             workers[0].worker.stop()
 
@@ -310,15 +310,15 @@ def test_one_set_is_claimed_ahead_and_given_back_at_a_stop(twin, dsn, db, client
     workers.append(twin.worker(dsn, handler, "q", **SETS))
     waiting = asked(workers[0])
     workers[0].start().join()
-    assert seen == jobs[:2]
+    assert seen == jobs[:3]
     assert len(waiting) == 2
     assert max(waiting) <= 2
     rows = db.execute(
         "select job_id, state::text, attempt, lease_epoch from pyjobs_internal.batch order by id"
     ).fetchall()
-    assert rows[:2] == [(job, "recorded", 1, 1) for job in jobs[:2]]
+    assert rows[:3] == [(job, "recorded", 1, 1) for job in jobs[:3]]
     # At no attempt; and of the others nobody has asked for any.
-    assert [row[:3] for row in rows[2:]] == [(job, "pending", 0) for job in jobs[2:]]
+    assert [row[:3] for row in rows[3:]] == [(job, "pending", 0) for job in jobs[3:]]
     assert [job for job, _, _, epoch in rows if epoch] == jobs[:6]
 
 
