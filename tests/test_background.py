@@ -444,8 +444,28 @@ def test_a_check_ties_the_finish_time_to_final_states(calls, admin):
         (ended, "finished_at = null"),
         (ended, "status = 'PENDING'"),
     ):
-        with pytest.raises(psycopg.errors.CheckViolation, match="job_finish_time_is_of_final"):
+        with pytest.raises(psycopg.errors.CheckViolation, match="job_fits"):
             admin.execute(f"update pyjobs_internal.job set {change} where id = %s".encode(), [job])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'pending'",
+        "state = 'recorded'",
+        "lease_expires_at = null",
+        "closed_at = now()",
+        "item_count = 0",
+        "failed_count = -1",
+        "failed_count = item_count + 1",
+    ],
+)
+def test_a_check_ties_what_a_batch_says(calls, change):
+    """Whoever writes it: here the owner of the table."""
+    job = calls.enqueue(items=1)
+    (batch,) = calls.claim(job)
+    with pytest.raises(psycopg.errors.CheckViolation, match="batch_fits"):
+        calls.do(f"update pyjobs_internal.batch set {change} where id = %s", batch["batch_id"])
 
 
 # "A transient crash of the dispatcher does not fail a job whose work is in flight."

@@ -140,8 +140,8 @@ def test_a_breeze_leaves_all_in_order_and_its_verdict_sees_what_is_not(database,
     with psycopg.connect(database.admin_dsn) as conn:
         # Past the triggers that refuse such things.
         conn.execute("set session_replication_role = replica")
-        conn.execute("alter table pyjobs_internal.job drop constraint job_finish_time_is_of_final")
-        conn.execute("alter table pyjobs_internal.batch drop constraint batch_counts")
+        conn.execute("alter table pyjobs_internal.job drop constraint job_fits")
+        conn.execute("alter table pyjobs_internal.batch drop constraint batch_fits")
         conn.commit()
         some = in_the_ledger(conn, options.folder / "ledger")
         for name, (damage, check) in TAMPERED.items():
