@@ -22,6 +22,8 @@ record_plain: jobs not locked            who_ends_many_jobs_is_in_the_way_of_a_c
 record_plain: batches in any order       batches_are_locked_job_by_job
 record_plain: leaves the marks           by_sets_is_as_one_by_one
 record_batches: plain ones first         batches_are_locked_job_by_job
+end_plain: past a cancel                 one_batch_that_was_cancelled_before_its_end[open]
+end_plain: no sums, leaves the mark      one_batch_keeps_its_sums_and_no_mark
 """
 
 from __future__ import annotations
@@ -388,3 +390,40 @@ def test_batches_are_locked_job_by_job(calls, a, b, kind):
     assert not b.waits_or_ends(second)
     b.commit()
     assert call.result(SOON) == ["recorded", "already", "already"]
+
+
+# The same for one: a job of one batch ends with its record, without a look for others.
+
+
+@pytest.mark.parametrize("cancel", ["committed", "open"])
+def test_a_job_of_one_batch_that_was_cancelled_before_its_end(calls, a, b, stops, cancel):
+    job = calls.enqueue(items=1)
+    (batch,) = calls.claim(job)
+    stops.before("end_plain", a)
+    record = a.start(a.record, batch)
+    a.waits_for(stops.holder)
+    if cancel == "open":
+        b.begin()
+    assert b.cancel(job) == "CANCELING"
+    stops.go("end_plain", a)
+    if cancel == "open":
+        a.waits_for(b)
+        b.commit()
+    assert record.result(SOON)["job_status"] == "REVOKED"
+    assert calls.ends_of(job) == ["REVOKED"]
+
+
+def test_a_job_of_one_batch_keeps_its_sums_and_no_mark(calls):
+    calls.mark_every_claim()
+    job = calls.enqueue(items=3, batch_size=3)
+    (batch,) = calls.claim(job)
+    assert calls.value("select count(*) from pyjobs_internal.claim_mark") == 1
+    calls.do(
+        """select pyjobs.record_batch(%s, %s, counters => '{"n": 2.0, "m": 0}')""",
+        batch["batch_id"],
+        batch["lease_epoch"],
+    )
+    assert calls.value("select count(*) from pyjobs_internal.claim_mark") == 0
+    kept = "select concat_ws(' ', total, succeeded, failed, counters) from pyjobs_internal.stage"
+    assert calls.value(kept) == '3 3 0 {"m": 0, "n": 2}'
+    assert calls.ends_of(job) == ["SUCCESS"]

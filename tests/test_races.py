@@ -378,13 +378,13 @@ def test_both_of_the_last_two_have_recorded_before_either_looks(
     batches = {a: first, b: second}
     looks = {}
     for session, batch in batches.items():
-        stops.before("obstacle_quiet", session)
+        stops.before("quiet_batch", session)
         looks[session] = session.start(session.begin().record, batch)
         session.waits_for(stops.holder)
     ender, other = (a, b) if first_to_look == "a" else (b, a)
-    stops.go("obstacle_quiet", ender)
+    stops.go("quiet_batch", ender)
     ender.waits_for(other)
-    stops.go("obstacle_quiet", other)
+    stops.go("quiet_batch", other)
     assert not looks[other].result(SOON)["job_done"]  # somebody waits for it
     getattr(other, end)()
     done = looks[ender].result(SOON)["job_done"]
@@ -1302,12 +1302,12 @@ def test_a_deadlock_of_callers_own_making_is_one_error_and_ends_well(calls, a, b
 def test_record_batches_in_opposite_orders_do_not_deadlock(calls, a, b, stops):
     _, (one_a, one_b) = job_of(calls, 2)
     _, (two_a, two_b) = job_of(calls, 2)
-    stops.before("obstacle_quiet", a)
+    stops.before("quiet_batch", a)
     forwards = a.start(a.record_many, one_a, two_a)
     a.waits_for(stops.holder)
     backwards = b.start(b.record_many, two_b, one_b)
     b.waits_for(a)
-    stops.go("obstacle_quiet", a)
+    stops.go("quiet_batch", a)
     assert forwards.result(SOON) == backwards.result(SOON) == ["recorded", "recorded"]
 
 

@@ -40,18 +40,19 @@ begin
     loop
         -- 1
         select job.run, job.status, job.cancel_settled,
-               state.finalizable and job.sealed and job.status <> 'CREATED' as completable
+            state.finalizable and job.sealed and job.status <> 'CREATED' as completable,
+            (select s.no
+             from pyjobs_internal.stage s
+             where s.job_id = job.id and s.run = job.run and not s.done
+             order by s.no
+             limit 1) as stage
         into j
         from pyjobs_internal.job job
         join pyjobs_internal.job_state state on state.status = job.status
         where job.id = advance_job.job_id;
 
         if j.completable then
-            select s.no into stage_no
-            from pyjobs_internal.stage s
-            where s.job_id = advance_job.job_id and s.run = j.run and not s.done
-            order by s.no
-            limit 1;
+            stage_no := j.stage;
         elsif j.status = 'CANCELING' and not advance_job.hand_over then
             stage_no := null;
         else
@@ -59,15 +60,15 @@ begin
         end if;
 
         if not advance_job.hand_over then
-            -- 2
-            if pyjobs_internal.obstacle_quiet(advance_job.job_id, j.run, stage_no) then
-                return;
-            end if;
             -- What another has closed and not committed is seen as open still.
             alone := stage_no is not null
                 and not pyjobs_internal.obstacle_any(advance_job.job_id, j.run, stage_no);
-            -- 3
             if not alone then
+                -- 2
+                if pyjobs_internal.obstacle_quiet(advance_job.job_id, j.run, stage_no) then
+                    return;
+                end if;
+                -- 3
                 begin
                     if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
                         false) is not null then
@@ -122,7 +123,9 @@ begin
                     raise exception using errcode = 'PJ0RB';
                 end if;
                 -- 5
-                if pyjobs_internal.obstacle_any(advance_job.job_id, j.run, stage_no) then
+                if not alone
+                    and pyjobs_internal.obstacle_any(advance_job.job_id, j.run, stage_no)
+                then
                     raise exception using errcode = 'PJ0RB';
                 end if;
             end if;
@@ -164,15 +167,10 @@ begin
             end loop;
 
             -- A cancel may have come between the look at the job and here: then its rules hold.
-            perform from pyjobs_internal.job job
-            join pyjobs_internal.job_state state on state.status = job.status
-            where job.id = advance_job.job_id and state.finalizable
-            for update of job;
-            if not found then
+            if not pyjobs_internal.end_complete_job(advance_job.job_id, advance_job.by,
+                'the last batch is closed') then
                 raise exception using errcode = 'PJ0RB';
             end if;
-            perform pyjobs_internal.end_complete_job(advance_job.job_id, advance_job.by,
-                'the last batch is closed');
             return;
         exception when sqlstate 'PJ0RB' then
             if not again then

@@ -6,15 +6,16 @@
 --   batch_id, lease_epoch   the lease
 --   failed, counters        checked by require_result; indexes are checked here against the batch
 --   next_items              items for the next stage; null: none
--- Returns     outcome: recorded, already (recorded under this very lease), stale (another epoch, or
---             fenced), unknown (no such batch), final; with the rest only where recorded
--- Raises      PJ005
+--   tell                    a lease that does not hold is told of, not raised
+-- Returns     outcome: null where it was recorded, with the result; else already (recorded under
+--             this very lease), stale (another epoch, or fenced), unknown (no such batch)
+-- Raises      PJ001, PJ002, PJ004, unless it is to tell; PJ005
 -- Locks       the batch's row; the next stage's arrival lock, shared, where it emits; then as
 --             advance_job
 -- Called by   record_batch, record_and_claim, record_batches
 create or replace function pyjobs_internal.close_batch(
     batch_id bigint, lease_epoch bigint, failed jsonb, counters jsonb, next_items jsonb,
-    out outcome text, out result pyjobs.recorded_batch)
+    tell boolean, out outcome text, out result pyjobs.recorded_batch)
 language plpgsql
 as $$
 declare
@@ -22,13 +23,13 @@ declare
     next_stage record;
     made bigint;
     job_status pyjobs.job_status;
-    is_final boolean := false;
-    stage_is_done boolean := false;
+    is_final boolean;
+    stage_is_done boolean;
     others boolean;         -- there is one that somebody else will close
-    seen boolean := true;   -- the lease, where it was looked for
-    kept boolean := current_setting('pyjobs.kept', true) <> ''
-        and pyjobs_internal.kept_here(close_batch.batch_id);
+    seen boolean;           -- the lease, where it was looked for
+    kept boolean;
 begin
+    -- Each expression costs, in each transaction: the usual path has few.
     -- What was given is checked against the batch and its stage, where there is something to check
     -- and the lease stands.
     if close_batch.failed <> '[]' or close_batch.next_items is not null then
@@ -72,8 +73,8 @@ begin
             failed_count = jsonb_array_length(close_batch.failed),
         counters = nullif(close_batch.counters, '{}')
     where o.id = close_batch.batch_id and o.lease_epoch = close_batch.lease_epoch
-        and o.lease_expires_at is not null and seen
-    returning o.job_id, o.run, o.stage, o.worker into b;
+        and o.lease_expires_at is not null and seen is not false
+    returning o.job_id, o.run, o.stage, o.worker, o.item_count into b;
     if not found then
         select case when o.lease_epoch = close_batch.lease_epoch and o.state = 'recorded'
             then 'already' else 'stale' end
@@ -81,6 +82,10 @@ begin
         from pyjobs_internal.batch o
         where o.id = close_batch.batch_id;
         outcome := coalesce(outcome, 'unknown');
+        if not close_batch.tell then
+            perform pyjobs_internal.raise_refused(close_batch.batch_id, close_batch.lease_epoch,
+                outcome);
+        end if;
         return;
     end if;
 
@@ -96,23 +101,32 @@ begin
 
     -- Look, in a statement of its own. Nearly always another batch of the stage is quietly open:
     -- done.
-    select j.status, pyjobs_internal.obstacle_quiet(b.job_id, b.run, b.stage)
+    select j.status,
+        exists (select from pyjobs_internal.quiet_batch(b.job_id, b.run, b.stage))
     into job_status, others
     from pyjobs_internal.job j where j.id = b.job_id;
-    if kept or job_status = 'CANCELING' or not others then
-        perform pyjobs_internal.look_after(b.job_id, kept, b.worker);
-        select j.status, s.final, t.done into job_status, is_final, stage_is_done
-        from pyjobs_internal.job j
-        join pyjobs_internal.job_state s on s.status = j.status
-        join pyjobs_internal.stage t on t.job_id = j.id and t.run = b.run and t.no = b.stage
-        where j.id = b.job_id;
+    if job_status = 'CANCELING' or not others or current_setting('pyjobs.kept', true) <> '' then
+        if not others and close_batch.failed = '[]' then
+            is_final := pyjobs_internal.end_plain(close_batch.batch_id, b.job_id, b.run,
+                b.item_count, close_batch.counters, b.worker);
+        end if;
+        kept := pyjobs_internal.kept_here(close_batch.batch_id);
+        if is_final then
+            job_status := 'SUCCESS';
+            stage_is_done := true;
+        elsif kept or job_status = 'CANCELING' or not others then
+            perform pyjobs_internal.look_after(b.job_id, kept, b.worker);
+            select j.status, s.final, t.done into job_status, is_final, stage_is_done
+            from pyjobs_internal.job j
+            join pyjobs_internal.job_state s on s.status = j.status
+            join pyjobs_internal.stage t on t.job_id = j.id and t.run = b.run and t.no = b.stage
+            where j.id = b.job_id;
+        end if;
     end if;
 
     -- A lease was out, so the job has been claimed.
-    if job_status in ('PENDING', 'RETRY') then
-        job_status := 'STARTED';
-    end if;
-    outcome := 'recorded';
-    result := (b.job_id, job_status, stage_is_done, is_final);
+    result := (b.job_id,
+        case when job_status in ('PENDING', 'RETRY') then 'STARTED' else job_status end,
+        coalesce(stage_is_done, false), coalesce(is_final, false));
 end
 $$;

@@ -9,7 +9,7 @@
 -- Returns     true: one is quiet, and whoever closes it will look after us
 -- Raises      nothing
 -- Locks       nothing
--- Called by   close_batch, advance_job
+-- Called by   advance_job
 create or replace function pyjobs_internal.obstacle_quiet(job_id bigint, run int, stage smallint)
 returns boolean
 language plpgsql
@@ -22,13 +22,8 @@ begin
         order by b.job_id, b.run, b.id
         limit 1;
     else
-        perform from pyjobs_internal.batch b
-        where b.job_id = obstacle_quiet.job_id and b.run = obstacle_quiet.run
-            and b.stage = obstacle_quiet.stage
-            and b.closed_at is null
-            and (b.xmax = '0'::xid or b.xmax = b.xmin)
-        order by b.pos desc
-        limit 1;
+        perform from pyjobs_internal.quiet_batch(obstacle_quiet.job_id, obstacle_quiet.run,
+            obstacle_quiet.stage);
     end if;
     return found;
 end

@@ -6,7 +6,7 @@
 -- Returns     nothing
 -- Raises      PJ001 (stale), PJ002 (already), PJ004 (unknown), always
 -- Locks       nothing
--- Called by   record_batch, record_and_claim, extend_lease, release_batch
+-- Called by   close_batch, extend_lease, release_batch
 create or replace function pyjobs_internal.raise_refused(batch_id bigint, lease_epoch bigint,
     outcome text)
 returns void

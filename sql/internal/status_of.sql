@@ -7,9 +7,12 @@
 -- Called by   the functions that return a job's status
 create or replace function pyjobs_internal.status_of(job_id bigint)
 returns pyjobs.job_status
-language sql volatile
+language plpgsql
 as $$
-    select pyjobs_internal.effective_status(j.status, j.id, j.era)
-    from pyjobs_internal.job j
-    where j.id = status_of.job_id
+declare
+    j record;
+begin
+    select o.status, o.id, o.era into j from pyjobs_internal.job o where o.id = status_of.job_id;
+    return pyjobs_internal.effective_status(j.status, j.id, j.era);
+end
 $$;

@@ -17,14 +17,18 @@ returns boolean
 language plpgsql
 as $$
 declare
+    seen record;
     from_seen pyjobs.job_status;
     ends boolean;
     changed pyjobs_internal.job;
 begin
-    perform from pyjobs_internal.job j where j.id = transition_job.job_id for update;
-    from_seen := pyjobs_internal.status_of(transition_job.job_id);
-    select s.final into ends from pyjobs_internal.job_state s
-        where s.status = transition_job.to_status;
+    select j.status, j.era, s.final into seen
+    from pyjobs_internal.job j
+    join pyjobs_internal.job_state s on s.status = transition_job.to_status
+    where j.id = transition_job.job_id
+    for update of j;
+    from_seen := pyjobs_internal.effective_status(seen.status, transition_job.job_id, seen.era);
+    ends := seen.final;
 
     update pyjobs_internal.job j
     set status = transition_job.to_status,

@@ -77,8 +77,7 @@ begin
             loop
                 perform pyjobs_internal.complete_stage(j.id, j.run, stage_no);
             end loop;
-            perform pyjobs_internal.end_complete_job(j.id, 'finalize_job', finalize_job.reason);
-            done := true;
+            done := pyjobs_internal.end_complete_job(j.id, 'finalize_job', finalize_job.reason);
         end if;
     end if;
     return (done, pyjobs_internal.status_of(j.id));

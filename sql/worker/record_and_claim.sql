@@ -17,7 +17,6 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
-    closed record;
     recorded pyjobs.recorded_batch;
 begin
     -- A call costs as much as a check: the usual arguments are passed here.
@@ -26,8 +25,8 @@ begin
         and record_and_claim.max_batches between 1 and 1000000
         and record_and_claim.lease > interval '0' and record_and_claim.lease <= interval '1 day'
         and record_and_claim.failed = '[]' and record_and_claim.counters = '{}'
-        and record_and_claim.batch_id is not null and record_and_claim.lease_epoch is not null)
-        is not true
+        and record_and_claim.batch_id is not null and record_and_claim.lease_epoch is not null
+        and record_and_claim.next_items is null) is not true
     then
         perform pyjobs_internal.require_read_committed();
         perform pyjobs_internal.require_text('worker', record_and_claim.worker);
@@ -36,20 +35,14 @@ begin
         perform pyjobs_internal.require_result(record_and_claim.failed, record_and_claim.counters);
         perform pyjobs_internal.require_lease_shown(record_and_claim.batch_id,
             record_and_claim.lease_epoch);
-    end if;
-    if record_and_claim.next_items is not null then
-        perform pyjobs_internal.require_items('next_items', record_and_claim.next_items);
+        if record_and_claim.next_items is not null then
+            perform pyjobs_internal.require_items('next_items', record_and_claim.next_items);
+        end if;
     end if;
 
-    closed := pyjobs_internal.close_batch(
-        record_and_claim.batch_id, record_and_claim.lease_epoch, record_and_claim.failed,
-            record_and_claim.counters,
-        record_and_claim.next_items);
-    if closed.outcome <> 'recorded' then
-        perform pyjobs_internal.raise_refused(record_and_claim.batch_id,
-            record_and_claim.lease_epoch, closed.outcome);
-    end if;
-    recorded := closed.result;
+    recorded := (pyjobs_internal.close_batch(record_and_claim.batch_id,
+        record_and_claim.lease_epoch, record_and_claim.failed, record_and_claim.counters,
+        record_and_claim.next_items, false)).result;
 
     if not recorded.job_done then
         return query

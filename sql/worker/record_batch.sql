@@ -24,31 +24,23 @@ returns pyjobs.recorded_batch
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
-declare
-    closed record;
 begin
     -- A call costs as much as a check: the usual arguments are passed here.
-    if current_setting('transaction_isolation') <> 'read committed' then
+    if (current_setting('transaction_isolation') = 'read committed'
+        and record_batch.failed = '[]' and record_batch.counters = '{}'
+        and record_batch.batch_id is not null and record_batch.lease_epoch is not null
+        and record_batch.next_items is null) is not true
+    then
         perform pyjobs_internal.require_read_committed();
-    end if;
-    if (record_batch.failed = '[]' and record_batch.counters = '{}') is not true then
         perform pyjobs_internal.require_result(record_batch.failed, record_batch.counters);
-    end if;
-    if record_batch.batch_id is null or record_batch.lease_epoch is null then
         perform pyjobs_internal.require_lease_shown(record_batch.batch_id,
             record_batch.lease_epoch);
-    end if;
-    if record_batch.next_items is not null then
-        perform pyjobs_internal.require_items('next_items', record_batch.next_items);
+        if record_batch.next_items is not null then
+            perform pyjobs_internal.require_items('next_items', record_batch.next_items);
+        end if;
     end if;
 
-    closed := pyjobs_internal.close_batch(
-        record_batch.batch_id, record_batch.lease_epoch, record_batch.failed, record_batch.counters,
-            record_batch.next_items);
-    if closed.outcome <> 'recorded' then
-        perform pyjobs_internal.raise_refused(record_batch.batch_id, record_batch.lease_epoch,
-            closed.outcome);
-    end if;
-    return closed.result;
+    return (pyjobs_internal.close_batch(record_batch.batch_id, record_batch.lease_epoch,
+        record_batch.failed, record_batch.counters, record_batch.next_items, false)).result;
 end
 $$;

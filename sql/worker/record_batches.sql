@@ -113,7 +113,7 @@ begin
             select * into closed from pyjobs_internal.close_batch(b.id, b.epoch,
                 coalesce(record_batches.failed -> (b.no - 1), '[]'),
                 coalesce(record_batches.counters -> (b.no - 1), '{}'),
-                null);
+                null, true);
             if closed.outcome = 'unknown' then
                 perform pyjobs_internal.raise_no_batch(b.id);
             end if;
@@ -121,7 +121,7 @@ begin
                 perform pyjobs_internal.keep_refusal(b.id, b.epoch, 'PJ001',
                     'refused by record_batches');
             end if;
-            outcomes[b.no] := closed.outcome;
+            outcomes[b.no] := coalesce(closed.outcome, 'recorded');
         end loop;
     end loop;
 

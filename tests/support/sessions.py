@@ -174,9 +174,10 @@ class Stops:
             stop = f"perform pyjobs_internal.test_stop('{function}');"
             if language == "sql":
                 head, body = text.split("AS $function$", 1)
+                answer = "return query" if "RETURNS SETOF" in head else "return"
                 text = re.sub(r"LANGUAGE sql.*", "LANGUAGE plpgsql", head) + (
                     f"AS $function$ begin {stop} "
-                    f"return ({body.rsplit('$function$', 1)[0].strip()}); end $function$"
+                    f"{answer} ({body.rsplit('$function$', 1)[0].strip()}); end $function$"
                 )
             else:
                 text, times = re.subn(
