@@ -26,24 +26,35 @@ def test_an_offer_made_while_a_claim_looks_is_not_withdrawn(
     background: Background,
     wait_for_lock: Callable[..., None],
 ) -> None:
-    """The withdrawer has seen that nothing is there; then work and its offer commit."""
+    """The withdrawer has seen that nothing is there; then work and its offer commit.
+
+    He looks before he takes the offers' lock, and again with it.
+    """
     calls = Calls(db)
     job = calls.enqueue("q")
     (batch,) = calls.claim(job)
-    # The claim looks twice, before it has the offers and then again. It stops where it has just
-    # seen that nothing is there.
-    looks = calls.value(
-        "select pg_get_functiondef('pyjobs_internal.next_dues(bigint[])'::regprocedure)"
-    )
-    calls.do("create schema gate create sequence looks")
-    calls.do(looks.replace("FUNCTION pyjobs_internal.", "FUNCTION gate.", 1))
-    calls.do(
-        "create or replace function pyjobs_internal.next_dues(job_ids bigint[])"
-        " returns table (job_id bigint, due timestamptz) language plpgsql as $$ begin"
-        " return query select * from gate.next_dues(job_ids);"
-        f" if nextval('gate.looks') = {look} then perform pg_advisory_xact_lock(42); end if;"
-        " end $$"
-    )
+    if look == 1:
+        # He is the first to ask for the lock's key.
+        key = calls.value(
+            "select pg_get_functiondef('pyjobs_internal.offer_key(bigint)'::regprocedure)"
+        )
+        calls.do("create schema gate create sequence asked")
+        calls.do(key.replace("FUNCTION pyjobs_internal.", "FUNCTION gate.", 1))
+        calls.do(
+            "create or replace function pyjobs_internal.offer_key(job_id bigint)"
+            " returns bigint language plpgsql as $$ begin"
+            " if nextval('gate.asked') = 1 then perform pg_advisory_xact_lock(42); end if;"
+            " return gate.offer_key(job_id); end $$"
+        )
+    else:
+        # The look is a part of the statement that deletes.
+        calls.do(
+            "create schema gate;"
+            "create function gate.wait() returns trigger language plpgsql as $$ begin"
+            " perform pg_advisory_xact_lock(42); return null; end $$;"
+            "create trigger wait before delete on pyjobs_internal.offer"
+            " for each statement execute function gate.wait()"
+        )
     gate = Calls(connect(direct=True))
     gate.do("select pg_advisory_lock(42)")
     asker = connect()

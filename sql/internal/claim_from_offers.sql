@@ -22,7 +22,7 @@ as $$
 declare
     this_moment timestamptz := pyjobs_internal.clock();
     serving text[];
-    level int;             -- a priority
+    level bigint := 2147483648;  -- a priority; at first above them all
     offer record;
     last_due timestamptz;  -- where the walk through a level stands
     last_id bigint;
@@ -50,7 +50,7 @@ begin
         from unnest(serving) q (name)
         cross join lateral (
             select o.priority from pyjobs_internal.offer o
-            where o.queue = q.name and (level is null or o.priority < level)
+            where o.queue = q.name and o.priority < level
             order by o.queue, o.priority desc
             limit 1) top;
         exit when level is null;
@@ -135,9 +135,11 @@ begin
                 continue when offer.job_id = any (served);
                 -- A try takes advisory locks. After many in vain (thousands of jobs were paused or
                 -- cancelled, say) look before it; later claims will withdraw what is left.
-                continue when vain >= 100 and not exists (
-                    select from pyjobs_internal.next_dues(array[offer.job_id]) n
-                    where n.due <= this_moment);
+                if vain >= 100 then
+                    continue when not exists (
+                        select from pyjobs_internal.next_dues(array[offer.job_id]) n
+                        where n.due <= this_moment);
+                end if;
 
                 -- Alone in its level: nobody to give way to, and nothing to write.
                 mine := chunk > 4 or not offer.alone;
@@ -156,12 +158,12 @@ begin
                     offer.job_id, claim_from_offers.worker, claim_from_offers.max_batches,
                         claim_from_offers.lease);
                 if found then
-                    wanted := wanted - 1;
-                    served := served || offer.job_id;
                     perform pyjobs_internal.settle_offers(array[offer.job_id], mine);
+                    wanted := wanted - 1;
                     if wanted = 0 then
                         return;
                     end if;
+                    served := served || offer.job_id;
                 else
                     vain := vain + 1;
                     perform pyjobs_internal.settle_offers(array[offer.job_id], false);

@@ -20,53 +20,113 @@ language plpgsql
 as $$
 declare
     this_moment timestamptz := pyjobs_internal.clock();
-    jobs bigint[] := settle_offers.job_ids;
-    going bigint[];  -- jobs that have something now
-    locked bigint[];
+    going bigint[];   -- jobs that have something now
+    others bigint[];  -- those that have not, or too many offers
     ours bigint[];
+    n int;
     surplus bigint[];
     later bigint[];
     dues timestamptz[];
     moved bigint[];
 begin
+    -- From the highest position down: what was claimed lately lies at the other end. Neither here
+    -- nor below "exists": as a join, planned when there were few, it walks over all jobs.
     going := array(
-        select n.job_id from pyjobs_internal.next_dues(jobs) n where n.due <= this_moment);
-    if not settle_offers.move then
-        jobs := array(select w.id from unnest(jobs) w (id) where w.id <> all (going));
-        if cardinality(jobs) = 0 then
+        select w.id from unnest(settle_offers.job_ids) w (id)
+        where (
+            select true from pyjobs_internal.job j
+            join pyjobs_internal.job_state state on state.status = j.status
+            join pyjobs_internal.stage s
+                on s.job_id = j.id and s.run = j.run and s.open and not s.done
+            cross join lateral (
+                select from pyjobs_internal.batch b
+                where b.job_id = j.id and b.run = j.run and b.stage = s.no
+                    and b.state = 'pending' and b.due_at <= this_moment
+                    and (b.due_at, b.pos) >= ('-infinity', coalesce((
+                        select m.pos from pyjobs_internal.claim_mark m
+                        where m.job_id = j.id and m.run = j.run and m.stage = s.no
+                        order by m.job_id desc, m.run desc, m.stage desc, m.pos desc
+                        limit 1), 0))
+                order by b.job_id desc, b.run desc, b.stage desc, b.due_at desc, b.pos desc
+                limit 1) last
+            where j.id = w.id and state.claimable and not j.paused and j.run_at <= this_moment
+            limit 1));
+    if cardinality(going) = 0 then
+        others := settle_offers.job_ids;
+    else
+        if settle_offers.move then
+            -- Their priority too: whoever made an offer may have read an older one.
+            update pyjobs_internal.offer o
+            set due_at = this_moment,
+                priority = (select j.priority from pyjobs_internal.job j where j.id = o.job_id)
+            where o.id = any (array(
+                select f.id from pyjobs_internal.offer f
+                where f.job_id = any (going) and f.due_at <= this_moment
+                for update skip locked));
+            get diagnostics n = row_count;
+            if n > cardinality(going) then
+                others := array(
+                    select o.job_id from pyjobs_internal.offer o
+                    where o.job_id = any (going)
+                    group by o.job_id
+                    having count(*) > 4);
+            end if;
+        end if;
+        if cardinality(going) < cardinality(settle_offers.job_ids) then
+            others := others || array(
+                select w.id from unnest(settle_offers.job_ids) w (id) where w.id <> all (going));
+        end if;
+        if others is null or cardinality(others) = 0 then
             return;
         end if;
     end if;
 
-    -- One condition: of two the server tries the cheaper one first, which is the lock.
-    locked := array(
-        select w.id from unnest(jobs) w (id)
-        where case when w.id = any (going)
-                and (select count(*) from pyjobs_internal.offer o where o.job_id = w.id) <= 4
-            then false
-            else pg_try_advisory_xact_lock(pyjobs_internal.offer_key(w.id)) end);
-    -- The offers first: one that is made while we look belongs to work that we may not have seen.
-    ours := array(select o.id from pyjobs_internal.offer o where o.job_id = any (jobs)
-                  for update skip locked);
+    -- The lock, and the offers, before we look: an offer that is made while we look belongs to work
+    -- that we may not have seen. One condition: of two the server may try the lock first.
+    ours := array(
+        select o.id from pyjobs_internal.offer o
+        where o.job_id = any (others)
+            and case when o.job_id = any (others)
+                then pg_try_advisory_xact_lock(pyjobs_internal.offer_key(o.job_id)) end
+        for update skip locked);
+    delete from pyjobs_internal.offer o
+    where o.id = any (ours) and (
+        select true from pyjobs_internal.job j
+        join pyjobs_internal.job_state state on state.status = j.status
+        join pyjobs_internal.stage s
+            on s.job_id = j.id and s.run = j.run and s.open and not s.done
+        cross join lateral (
+            select from pyjobs_internal.batch b
+            where b.job_id = j.id and b.run = j.run and b.stage = s.no
+                and b.state = 'pending'
+                and (b.due_at, b.pos) >= ('-infinity', coalesce((
+                    select m.pos from pyjobs_internal.claim_mark m
+                    where m.job_id = j.id and m.run = j.run and m.stage = s.no
+                    order by m.job_id desc, m.run desc, m.stage desc, m.pos desc
+                    limit 1), 0))
+            order by b.job_id desc, b.run desc, b.stage desc, b.due_at desc, b.pos desc
+            limit 1) last
+        where j.id = o.job_id and state.claimable and not j.paused
+        limit 1) is null;
+    get diagnostics n = row_count;
+    if n = cardinality(ours) then
+        return;
+    end if;
+
+    -- Something waits for a time, or has come just now.
     select array_agg(w.id) filter (where w.surplus),
            array_agg(w.id) filter (where w.due > w.due_at and not w.goes_on and not w.surplus),
            array_agg(w.due) filter (where w.due > w.due_at and not w.goes_on and not w.surplus),
            array_agg(w.id) filter (where w.goes_on and w.due_at <= this_moment and not w.surplus)
     into surplus, later, dues, moved
     from (
-        select o.*, o.locked and (o.due is null or o.no > 1 and (not o.goes_on or o.how_many > 4))
-            as surplus
+        select o.*, o.due is null or o.no > 1 and (not o.goes_on or o.how_many > 4) as surplus
         from (
-            select p.id, p.due_at, n.due, p.job_id = any (locked) as locked,
-                case when p.job_id = any (locked) then coalesce(n.due <= this_moment, false)
-                    else p.job_id = any (going) end as goes_on,
+            select p.id, p.due_at, n.due, coalesce(n.due <= this_moment, false) as goes_on,
                 row_number() over (partition by p.job_id order by p.due_at, p.id) as no,
                 count(*) over (partition by p.job_id) as how_many
             from (select f.* from pyjobs_internal.offer f where f.id = any (ours) offset 0) p
-            left join pyjobs_internal.next_dues(locked) n on n.job_id = p.job_id) o
-        where o.locked or o.goes_on) w;
-
-    -- By their ids alone: a join's plan, made when there were few, walks over all.
+            left join pyjobs_internal.next_dues(others) n on n.job_id = p.job_id) o) w;
     if surplus is not null then
         delete from pyjobs_internal.offer o where o.id = any (surplus);
     end if;
@@ -76,11 +136,10 @@ begin
         where o.id = any (later);
     end if;
     if settle_offers.move and moved is not null then
-        -- Their priority too: whoever made an offer may have read an older one.
         update pyjobs_internal.offer o
-        set due_at = this_moment, priority = j.priority
-        from pyjobs_internal.job j
-        where o.id = any (moved) and j.id = o.job_id;
+        set due_at = this_moment,
+            priority = (select j.priority from pyjobs_internal.job j where j.id = o.job_id)
+        where o.id = any (moved);
     end if;
 end
 $$;
