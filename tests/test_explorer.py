@@ -340,7 +340,7 @@ def test_the_server_itself_reports_a_deadlock_that_callers_made(explorer, line):
         # Of three that record, one comes while another tries a lock, or has just waited for it.
         "last-3-again-never-never:c1.b6.a7.c9.a9.c1.a16",
         "last-3-never-undone-undone:a3.c4.b41",
-        # A record, and a claim that came late for its batch.
+        # A record, and a claim that came late for its batch and locked it all the same.
         "priority-with-claim-claim+linger:b3.c6.a4.b5.c1.a32.b9.a5",
     ],
 )

@@ -29,6 +29,7 @@ hand-over: past a cancel                 a_finisher_of_a_stage_sees_the_cancel
 claim or stop: no serving lock           a_cancel_waits_for_a_claim_and_frees_what_it_took
 claim: status read before the lock       a_claim_reads_the_status_after_it_has_its_lock
 claim: waits for batches                 claims_at_once_take_different_batches
+claim: tries what is in hand             does_not_lock_what_another_has_just_claimed
 claim: writes STARTED to the job         a_first_claim_in_a_long_transaction_does_not_hold_the_job
 seal, add, stop, resolve: no intake lock a_seal_waits_for_items, ending_a_job_set_aside_waits
 fence: none, or only what is free        cancel_behind_the_last_batch_revokes, acts_on_the_run
@@ -1453,6 +1454,33 @@ def test_recorders_of_one_job_do_not_wait_for_each_other(calls, new_session):
     for session in reversed(sessions):
         session.commit()
     assert last.result(SOON)["job_done"]
+
+
+def test_a_claim_does_not_lock_what_another_has_just_claimed(calls, a, b, c):
+    """One that looks before the other's claim commits, and comes to the row afterwards."""
+    job = calls.enqueue(items=4)
+    # A row is read, and then a policy asked, before the rest of the conditions and the lock.
+    calls.do(
+        "create schema gate;"
+        "create function gate.pass() returns boolean language plpgsql as $$ begin"
+        " if current_setting('application_name') = 'late' then"
+        " perform pg_advisory_xact_lock_shared(42); end if; return true; end $$;"
+        "alter table pyjobs_internal.batch enable row level security, force row level security;"
+        "create policy gate on pyjobs_internal.batch using (gate.pass())"
+    )
+    c.begin().do("select pg_advisory_xact_lock(42)")
+    b.begin().do("set local application_name = 'late'")
+    claim = b.start(b.claim, job)
+    b.waits_for(c)
+    (batch,) = a.claim(job)
+    c.rollback()
+    (another,) = claim.result(SOON)
+    assert another["batch_id"] != batch["batch_id"]
+    record = a.start(a.record, batch)
+    assert not a.waits_or_ends(record)
+    record.result(SOON)
+    b.commit()
+    assert calls.audit() == []
 
 
 @pytest.mark.parametrize("call", ["pause_job", "set_priority"])

@@ -8,8 +8,9 @@
 --   worker       who claims
 --   max_batches  how many at most
 --   lease        for how long
--- Returns     the leased batches, in order of service; none where the job is not claimable, paused,
---             not due, or has nothing
+-- Returns     the leased batches, in order of service (what a claim that was rolled back had in
+--             hand lately comes last); none where the job is not claimable, paused, not due, or has
+--             nothing
 -- Raises      nothing
 -- Locks       the serving lock, shared, by try; the batches' rows; now and then as move_mark
 -- Called by   claim_from_offers, claim_next_batch, record_and_claim
@@ -47,15 +48,17 @@ begin
             and job.run_at <= this_moment
             and not exists (
                 select from pyjobs_internal.queue q where q.name = job.queue and q.paused)
-        order by stage.no desc
+        order by stage.job_id desc, stage.run desc, stage.no desc
     loop
-        -- First those that wait for nothing but their turn, from the mark on; then those that had
-        -- to wait for another try.
+        -- First those that wait for nothing but their turn, from the mark on. Not what bears a
+        -- recent xid of another's: he may be claiming it, and where he commits between our look
+        -- and our lock we should lock what is his, and his record would wait for us. He may have
+        -- rolled back, too. So then whatever can be locked, and what had to wait for another try.
         ids := array(
             select p.id from pyjobs_internal.batch p
             where p.job_id = claim_from_job.job_id and p.run = s.run and p.stage = s.no
                 and p.state = 'pending' and p.due_at = '-infinity'
-                and p.pos >= s.mark
+                and p.pos >= s.mark and (age(p.xmax) > 500 or p.xmax = p.xmin)
             order by p.job_id, p.run, p.stage, p.due_at, p.pos
             limit wanted
             for update skip locked);
@@ -63,7 +66,8 @@ begin
             ids := ids || array(
                 select p.id from pyjobs_internal.batch p
                 where p.job_id = claim_from_job.job_id and p.run = s.run and p.stage = s.no
-                    and p.state = 'pending' and p.due_at > '-infinity' and p.due_at <= this_moment
+                    and p.state = 'pending' and p.due_at <= this_moment
+                    and (p.due_at, p.pos) >= ('-infinity', s.mark) and p.id <> all (ids)
                 order by p.job_id, p.run, p.stage, p.due_at, p.pos
                 limit wanted - cardinality(ids)
                 for update skip locked);
@@ -71,19 +75,30 @@ begin
         continue when cardinality(ids) = 0;
         -- By their ids alone: with the state, a plan from when the table was small walks the index
         -- of all that is pending.
-        return query
-        with taken as (
+        if cardinality(ids) = 1 then
+            -- Nothing to put in order.
+            return query
             update pyjobs_internal.batch b
             set state = 'leased', lease_epoch = b.lease_epoch + 1, attempt = b.attempt + 1,
                 worker = claim_from_job.worker,
                 leased_at = this_moment, lease_expires_at = this_moment + claim_from_job.lease
-            where b.id = any (ids)
-            returning b.id, b.lease_epoch, b.attempt, b.items, b.lease_expires_at, b.pos)
-        select claim_from_job.job_id, s.run, t.id, t.lease_epoch, t.attempt, s.queue, s.key,
-            s.params,
-               coalesce(t.items, jsonb_build_array(s.params)), t.lease_expires_at
-        from taken t
-        order by t.pos;
+            where b.id = ids[1]
+            returning b.job_id, b.run, b.id, b.lease_epoch, b.attempt, s.queue, s.key, s.params,
+                coalesce(b.items, jsonb_build_array(s.params)), b.lease_expires_at;
+        else
+            return query
+            with taken as (
+                update pyjobs_internal.batch b
+                set state = 'leased', lease_epoch = b.lease_epoch + 1, attempt = b.attempt + 1,
+                    worker = claim_from_job.worker,
+                    leased_at = this_moment, lease_expires_at = this_moment + claim_from_job.lease
+                where b.id = any (ids)
+                returning b.id, b.lease_epoch, b.attempt, b.items, b.lease_expires_at, b.pos)
+            select claim_from_job.job_id, s.run, t.id, t.lease_epoch, t.attempt, s.queue, s.key,
+                s.params, coalesce(t.items, jsonb_build_array(s.params)), t.lease_expires_at
+            from taken t
+            order by t.pos;
+        end if;
         if pyjobs_internal.mark_due(ids[1], cardinality(ids)) then
             perform pyjobs_internal.move_mark(claim_from_job.job_id, s.run, s.no);
         end if;

@@ -398,8 +398,7 @@ def _alone(outcome: Outcome) -> Iterator[str]:
     waits that were seen; left out is who waits while an operator or a producer is at work, whose
     batch somebody else has changed as well, who waits for one who hands a stage over, and who
     comes at the very moment at which another tries the lock of the batch that is free: it is seen
-    as in somebody's hands then. So is who waits for a claim that looked while his batch was still
-    pending: it has locked the row that it then may not have, and keeps it until it commits.
+    as in somebody's hands then.
     """
     for at, step in enumerate(outcome.steps):
         if not step.waits or step.place is None or "advisory" in step.place.text:
@@ -427,7 +426,6 @@ def _alone(outcome: Outcome) -> Iterator[str]:
                     touched is not None
                     and mine["id"] not in touched
                     and all(batches[b]["stage"] >= mine["stage"] for b in touched if b in batches)
-                    and not _came_late(other, outcome, mine["id"])
                 )
             held |= touched or set()
         free = [
@@ -460,14 +458,6 @@ def _tries_a_lock(outcome: Outcome, session: int, at: int) -> bool:
 
 def _at_a_lock(step: Step) -> bool:
     return step.place is not None and step.place.function == "obstacle_lock"
-
-
-def _came_late(call: Call, outcome: Outcome, batch: int) -> bool:
-    """Whether a claim began while a batch was pending, which another one then got."""
-    return call.op.function in CLAIMS and any(
-        b["id"] == batch and b["state"] == "pending"
-        for b in rows(outcome.states[call.began], "batch")
-    )
 
 
 def _call_at(outcome: Outcome, session: int, at: int) -> Call | None:
