@@ -53,12 +53,13 @@ begin
         -- First those that wait for nothing but their turn, from the mark on. Not what bears a
         -- recent xid of another's: he may be claiming it, and where he commits between our look
         -- and our lock we should lock what is his, and his record would wait for us. He may have
-        -- rolled back, too. So then whatever can be locked, and what had to wait for another try.
+        -- rolled back, too: so not for long, as we walk over them. Then whatever can be locked, and
+        -- what had to wait for another try.
         ids := array(
             select p.id from pyjobs_internal.batch p
             where p.job_id = claim_from_job.job_id and p.run = s.run and p.stage = s.no
                 and p.state = 'pending' and p.due_at = '-infinity'
-                and p.pos >= s.mark and (age(p.xmax) > 500 or p.xmax = p.xmin)
+                and p.pos >= s.mark and (age(p.xmax) > 200 or p.xmax = p.xmin)
             order by p.job_id, p.run, p.stage, p.due_at, p.pos
             limit wanted
             for update skip locked);
