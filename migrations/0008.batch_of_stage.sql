@@ -8,7 +8,7 @@
 -- those do not die.
 -- Locks: writers of batch while the index is built, about a second for a million rows; then batch,
 -- exclusively and briefly. Safe to run twice.
--- depends: 0006.replica_identity
+-- depends: 0007.one_check
 
 -- Which batches has this stage, or this job, over all runs? Is anything of this stage open? From
 -- the end: the first entries are those that have died.

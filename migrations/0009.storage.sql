@@ -1,7 +1,7 @@
 -- How the tables that grow are kept.
 -- Locks: each table, against vacuum and other changes of it (SHARE UPDATE EXCLUSIVE), briefly;
 -- neither readers nor writers wait. Safe to run twice.
--- depends: 0006.replica_identity
+-- depends: 0008.batch_of_stage
 
 -- Vacuum when a twentieth of a table is dead, not a fifth: of ten million batches kept, half a
 -- million dead rows and their index entries, not two million. The server's time for a batch is the
