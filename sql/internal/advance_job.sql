@@ -10,7 +10,7 @@
 --     4. All are in flight, or there is none: become the run's ender (not got: whoever has it waits
 --        for us) and wait for them. When cancelling the ender is another row: that of the cancel in
 --        the history.
---     5. A fresh look: still one? Roll back, from the start.
+--     5. A fresh look, unless there was none: still one? Roll back, from the start.
 --     6. None: the stage is done. Who has completed a stage has changed what counts as an obstacle
 --        of the next, and keeps one of those to the commit (hand_over); none: that stage is done
 --        too. After the last the job ends.
