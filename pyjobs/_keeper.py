@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from pyjobs._batch import Batch
 
 Key = tuple[int, int]
+# A lease so short, in seconds, that the process is started before there is one.
+SHORT = 20.0
 
 
 class LeaseKeeper:
     """Keeps leases alive from a process of its own, and marks batches that are not wanted any more.
 
     The same for both workers: what it does is a write to a pipe, and a thread that reads another.
-    Both begin with the first lease: a worker that only waits has no such process. The process is
-    told of many leases at once where many are claimed or recorded at once.
+    Both begin with the first lease, unless leases are short: a worker that only waits has none.
+    The process is told of many leases at once where many are claimed or recorded at once.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class LeaseKeeper:
         self._closing = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
+        if lease < SHORT:
+            self.keep([])  # on a busy machine the lease might be over before the process is there
 
     def keep(self, batches: Sequence[Batch]) -> None:
         """Keep the leases of these batches alive from now on."""
