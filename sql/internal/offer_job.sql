@@ -1,4 +1,5 @@
--- pyjobs_internal.offer_job: see to it that claims which may take any job find this one.
+-- pyjobs_internal.offer_job: see to it that claims which may take any job find this one, and that
+-- workers who listen hear of it.
 --   Called by whoever makes a batch claimable. An offer that stands will do, if it cannot be
 --   withdrawn before we commit: who withdraws takes the offer's advisory lock exclusively, we take
 --   it shared. Not got: he cannot see our batches yet, so we add an offer of our own; one too many
@@ -8,7 +9,7 @@
 --   due_at   from when on there is something to claim; null: now
 -- Returns     nothing
 -- Raises      nothing
--- Locks       the offer's advisory lock, shared, by try
+-- Locks       the offer's advisory lock, shared, by try; as wake_workers
 -- Called by   enqueue_job, add_items, record_batch (items for the next stage), complete_stage,
 --             return_batch, expire_leases, resume_job, resolve_job, retry_job
 create or replace function pyjobs_internal.offer_job(job_id bigint, due_at timestamptz default null)
@@ -31,5 +32,9 @@ begin
     end if;
     insert into pyjobs_internal.offer (job_id, due_at, priority, queue)
     values (offer_job.job_id, due, j.priority, j.queue);
+    -- There was nothing, and now there is.
+    if due <= pyjobs_internal.clock() then
+        perform pyjobs_internal.wake_workers(j.queue);
+    end if;
 end
 $$;

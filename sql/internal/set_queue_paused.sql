@@ -1,10 +1,10 @@
--- pyjobs_internal.set_queue_paused: set or clear a queue's pause.
+-- pyjobs_internal.set_queue_paused: set or clear a queue's pause, and wake who listens.
 --
 --   queue    the queue's name; it need not have jobs yet
 --   paused   what it is to be
 -- Returns     nothing
 -- Raises      PJ005 bad name, PJ006 somebody else is changing it, past the caller's lock_timeout
--- Locks       the queue's row
+-- Locks       the queue's row; as wake_workers
 -- Called by   pause_queue, resume_queue
 create or replace function pyjobs_internal.set_queue_paused(queue text, paused boolean)
 returns void
@@ -15,6 +15,9 @@ begin
     insert into pyjobs_internal.queue as q (name, paused)
     values (set_queue_paused.queue, set_queue_paused.paused)
     on conflict (name) do update set paused = excluded.paused;
+    if not set_queue_paused.paused then
+        perform pyjobs_internal.wake_workers(set_queue_paused.queue);
+    end if;
 exception when lock_not_available or deadlock_detected then
     -- Nobody else writes that table.
     raise exception 'queue % cannot be changed now: transactions in flight are in the way',

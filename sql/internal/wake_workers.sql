@@ -7,7 +7,7 @@
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       the server's notification queue, at commit
--- Called by   enqueue_job, enqueue_jobs, release_job
+-- Called by   enqueue_job, enqueue_jobs, offer_job, set_queue_paused
 create or replace function pyjobs_internal.wake_workers(queue text)
 returns void
 language plpgsql

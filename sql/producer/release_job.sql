@@ -18,7 +18,6 @@ begin
     if j.status = 'CREATED' then
         perform pyjobs_internal.transition_job(j.id, 'PENDING', 'release_job', null);
         perform pyjobs_internal.offer_job(j.id, j.run_at);
-        perform pyjobs_internal.wake_workers(j.queue);
         perform pyjobs_internal.advance_job(j.id, true, 'release_job');
     end if;
     return pyjobs_internal.status_of(j.id);
