@@ -51,7 +51,12 @@ begin
             old.id using errcode = 'PJ003';
     end if;
 
-    if new.status <> old.status then
+    -- From what is stored there is no way that STARTED has not, but the one to STARTED itself,
+    -- which is never stored: so what is allowed from there needs no look whether it was claimed.
+    if new.status <> old.status and not exists (
+        select from pyjobs_internal.job_transition t
+        where t.from_status = old.status and t.to_status = new.status)
+    then
         seen := pyjobs_internal.effective_status(old.status, old.id, old.era);
         if not exists (select from pyjobs_internal.job_transition t
                        where t.from_status = seen and t.to_status = new.status)

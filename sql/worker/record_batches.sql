@@ -83,14 +83,12 @@ begin
         from (
             select w.*, w.place - row_number() over (partition by w.plain order by w.place) as run
             from (
-                -- Each batch is looked up on its own: a join's plan, made without knowing how many
-                -- are given, read the whole table.
-                select i.id, i.epoch, i.no::int as no, o.plain,
+                select i.id, i.epoch, i.no::int as no, coalesce(o.plain, false) as plain,
                     row_number() over (order by o.job, i.id) as place
                 from unnest(record_batches.batch_ids, record_batches.lease_epochs)
                     with ordinality i (id, epoch, no)
-                cross join lateral pyjobs_internal.is_plain(i.id, i.epoch,
-                    coalesce(record_batches.failed -> (i.no::int - 1), '[]') = '[]') o) w) n
+                left join lateral pyjobs_internal.is_plain(i.id, i.epoch,
+                    coalesce(record_batches.failed -> (i.no::int - 1), '[]') = '[]') o on true) w) n
         group by n.plain, n.run, n.place / 1000
         order by min(n.place)
     loop
