@@ -600,6 +600,15 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
             "operation": operation,
         }
 
+    @contextlib.contextmanager
+    def disable_transactions(self) -> Iterator[None]:
+        """As yoyo's, but within a transaction of ours, as every rollback is: there it stays."""
+        if self._in_transaction:
+            yield
+            return
+        with super().disable_transactions():
+            yield
+
     def apply(self, migration: Any) -> None:
         """Apply it and mark it applied, both in the transaction that is open, if one is."""
         self._step(migration, "apply")

@@ -369,6 +369,49 @@ def test_a_migration_without_transaction_is_marked_when_it_is_done(empty, tree):
     assert migrate.migrate(empty, root=tree.root) == migrate.Report()
 
 
+@pytest.mark.parametrize(
+    ("held", "wanted"), [("batch", "job"), ("job", "batch")], ids=["recorder", "producer"]
+)
+def test_a_migration_of_tables_in_use_is_in_nobodys_deadlock(empty, background, held, wanted):
+    """Callers lock the two tables in either order: a migration holds one of them at most."""
+    migrate.migrate(empty)
+    migrate.rollback(empty, count=3)
+    with psycopg.connect(empty) as first, psycopg.connect(empty) as second:
+        first.execute(f"lock table pyjobs_internal.{wanted} in row exclusive mode")
+        second.execute(f"lock table pyjobs_internal.{held} in row exclusive mode")
+        migrating = background(migrate.migrate, empty)
+        wait_until(
+            lambda: query(
+                empty,
+                "select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted"
+                " and relation::regclass::text in ('pyjobs_internal.job', 'pyjobs_internal.batch')",
+            ),
+            "the migration waits for a table",
+        )
+        late = background(second.execute, f"lock table pyjobs_internal.{wanted} in share mode")
+        first.rollback()
+        late.result(60)
+        second.rollback()
+    assert migrating.result(120).migrations[0].startswith("0007")
+    assert migrate.migrate(empty) == migrate.Report()
+
+
+def test_storage_that_an_operator_has_set_stays(empty):
+    migrate.migrate(empty)
+    migrate.rollback(empty, count=1)
+    query(empty, "alter table pyjobs_internal.batch set (autovacuum_vacuum_scale_factor = 0.02)")
+    migrate.migrate(empty)
+    options = dict(
+        query(
+            empty,
+            "select relname, reloptions::text from pg_class"
+            " where relnamespace = 'pyjobs_internal'::regnamespace and reloptions is not null",
+        )
+    )
+    assert options["batch"] == "{autovacuum_vacuum_scale_factor=0.02}"
+    assert options["stage"] == "{autovacuum_vacuum_scale_factor=0.05,fillfactor=50}"
+
+
 # -- what changes
 
 

@@ -68,7 +68,9 @@ begin
                 select p.id from pyjobs_internal.batch p
                 where p.job_id = claim_from_job.job_id and p.run = s.run and p.stage = s.no
                     and p.state = 'pending' and p.due_at <= this_moment
-                    and (p.due_at, p.pos) >= ('-infinity', s.mark) and p.id <> all (ids)
+                    and (p.due_at, p.pos) >= ('-infinity', s.mark)
+                    -- Looked up, not compared with each.
+                    and p.id not in (select i.id from unnest(ids) i (id))
                 order by p.job_id, p.run, p.stage, p.due_at, p.pos
                 limit wanted - cardinality(ids)
                 for update skip locked);

@@ -17,7 +17,9 @@ returns bigint
 language plpgsql
 as $$
 declare
-    many constant int := coalesce(jsonb_array_length(insert_batches.items), 1);
+    -- A copy in memory: what lies in a table, compressed, is unpacked at each mention.
+    given constant jsonb := insert_batches.items || '[]';
+    many constant int := coalesce(jsonb_array_length(given), 1);
 begin
     if many = 0 then
         return 0;
@@ -30,7 +32,7 @@ begin
     elsif insert_batches.batch_size = 1 then
         insert into pyjobs_internal.batch (id, pos, job_id, run, stage, item_count, emitted, items)
         select n.id, n.id, insert_batches.job_id, insert_batches.run, insert_batches.stage, 1,
-            insert_batches.emitted, jsonb_build_array(insert_batches.items -> n.first)
+            insert_batches.emitted, jsonb_build_array(given -> n.first)
         from (select nextval('pyjobs_internal.batch_id') as id, c.first
               from (select generate_series(0, many - 1) as first) c) n;
         return many;
@@ -38,7 +40,7 @@ begin
     insert into pyjobs_internal.batch (id, pos, job_id, run, stage, item_count, emitted, items)
     select n.id, n.id, insert_batches.job_id, insert_batches.run, insert_batches.stage,
         least(insert_batches.batch_size, many - n.first), insert_batches.emitted,
-        jsonb_path_query_array(insert_batches.items, '$[$first to $last]',
+        jsonb_path_query_array(given, '$[$first to $last]',
             jsonb_build_object('first', n.first, 'last', n.first + insert_batches.batch_size - 1))
     from (select nextval('pyjobs_internal.batch_id') as id, c.first
           from (select generate_series(0, many - 1, insert_batches.batch_size) as first) c) n;

@@ -7,7 +7,8 @@
 --   taken for no other job: whoever makes a batch claimable while it is held adds an offer.
 --
 --   job_ids  the jobs, each once
---   move     true: others wait, and we hold an offer of each; false: who has more stays where he is
+--   move     true: others wait, and we hold an offer of each, or take what is free; false: who has
+--            more stays where he is
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       of jobs that have nothing now, or more than a few offers: the offers' advisory
@@ -55,16 +56,17 @@ begin
         others := settle_offers.job_ids;
     else
         if settle_offers.move then
-            -- Their priority too: whoever made an offer may have read an older one.
+            ours := array(
+                select f.id from pyjobs_internal.offer f
+                where f.job_id = any (going) and f.due_at <= this_moment
+                for update skip locked);
+            -- Their priority too: whoever made an offer may have read an older one, and who sets it
+            -- may have come before our lock: so in a statement of its own.
             update pyjobs_internal.offer o
             set due_at = this_moment,
                 priority = (select j.priority from pyjobs_internal.job j where j.id = o.job_id)
-            where o.id = any (array(
-                select f.id from pyjobs_internal.offer f
-                where f.job_id = any (going) and f.due_at <= this_moment
-                for update skip locked));
-            get diagnostics n = row_count;
-            if n > cardinality(going) then
+            where o.id = any (ours);
+            if cardinality(ours) > cardinality(going) then
                 others := array(
                     select o.job_id from pyjobs_internal.offer o
                     where o.job_id = any (going)
