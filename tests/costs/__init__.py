@@ -68,6 +68,8 @@ def calls(size: int) -> dict[str, str]:
         "enqueue_job, 1,000 batches": f"enqueue_job('q', {numbers(1000)})",
         "enqueue_jobs, 100": f"enqueue_jobs('q', {numbers(100)})",
         "add_items": "add_items(2, '[1]')",
+        # As it lies in a table, packed: it is to be unpacked once.
+        "add_items, 1,000 from a table": "add_items(2, (select items from public.kept_items))",
         "seal_job": "seal_job(2)",
         "claim_next_job": "claim_next_job('w', '{q}')",
         "claim_next_job, none": "claim_next_job('w', '{nothing}')",
@@ -127,6 +129,10 @@ def prepare(conn: psycopg.Connection[Any], size: int) -> None:
     )
     (lease,) = owner.claim(failing)
     owner.record(lease, failed=[0])
+    owner.do(
+        "create table public.kept_items as"
+        " select jsonb_agg(md5(i::text)) as items from generate_series(1, 1000) i"
+    )
     # Whether a worker's name is written depends on the clock.
     owner.ask("w", "nothing")
     owner.do("update pyjobs_internal.worker set last_seen = 'infinity', last_empty_at = 'infinity'")
