@@ -425,3 +425,24 @@ def test_all_lanes_work_where_there_is_enough_for_them(twin, dsn, db, client):
     jobs = client.enqueue_jobs("q", list(range(9)))
     twin.worker(dsn, handler, "q", concurrency=3, **SETS).finish()
     assert statuses(client, jobs) == DONE * 9
+
+
+def test_idle_lanes_are_given_what_comes_while_others_are_busy(twin, dsn, client, asked):
+    seen = []
+    go_on = threading.Event()
+
+    async def handler(batch, conn):
+        seen.append(batch.job_id)
+        await twin.wait_for(go_on)
+
+    worker = twin.worker(dsn, handler, "q", concurrency=4, **QUICK)
+    questions = asked(worker)
+    worker.start()
+    try:
+        wait_until(lambda: len(questions) > 2, "all lanes wait")
+        for number in range(4):
+            job = client.enqueue_job("q", [number])
+            wait_until(lambda job=job: job in seen, "an idle lane takes it")
+    finally:
+        go_on.set()
+        worker.stop()

@@ -438,11 +438,12 @@ class AsyncWorker:
             try:
                 batch = self._claimed.popleft()
             except IndexError:
-                self._is_low.set()
                 # One lane at a time waits: for one batch, one is woken.
                 async with self._claiming:
                     self._some_claimed.clear()
                     if not self._claimed and not self._stopping.is_set():
+                        # Not before it is its turn: one claim answers all that was said so far.
+                        self._is_low.set()
                         await self._some_claimed.wait()
                 continue
             self._begun += 1
