@@ -55,10 +55,12 @@ class AsyncLazyConnection(_Base):
                     " is over, and the connection may serve another batch by now"
                 )
             if self._conn is None:
-                stack = self._stack = AsyncExitStack()
-                conn = await stack.enter_async_context(self._client.connection())
-                # Within a transaction block psycopg itself refuses commit() and rollback().
-                await stack.enter_async_context(conn.transaction())
+                # Where it cannot begin, the connection goes back: who asks again gets another.
+                async with AsyncExitStack() as stack:
+                    conn = await stack.enter_async_context(self._client.connection())
+                    # Within a transaction block psycopg itself refuses commit() and rollback().
+                    await stack.enter_async_context(conn.transaction())
+                    self._stack = stack.pop_all()
                 self._conn = conn
                 self._used = True
             return self._conn

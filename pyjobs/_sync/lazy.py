@@ -56,10 +56,12 @@ class LazyConnection(_Base):
                     " is over, and the connection may serve another batch by now"
                 )
             if self._conn is None:
-                stack = self._stack = ExitStack()
-                conn = stack.enter_context(self._client.connection())
-                # Within a transaction block psycopg itself refuses commit() and rollback().
-                stack.enter_context(conn.transaction())
+                # Where it cannot begin, the connection goes back: who asks again gets another.
+                with ExitStack() as stack:
+                    conn = stack.enter_context(self._client.connection())
+                    # Within a transaction block psycopg itself refuses commit() and rollback().
+                    stack.enter_context(conn.transaction())
+                    self._stack = stack.pop_all()
                 self._conn = conn
                 self._used = True
             return self._conn
