@@ -9,7 +9,7 @@ A worker that is stopped (SIGSTOP, a debugger) keeps nothing: it may never come 
 otherwise hold its batches for ever. So its state is looked at before every extension.
 
 In:   {"conninfo", "lease", "beat", "parent"} once, in seconds; then
-      {"keep": [[batch_id, lease_epoch], ...], "until": seconds or null} and
+      {"keep": [[batch_id, lease_epoch], ...], "until": seconds or null, "age": seconds} and
       {"drop": [[batch_id, lease_epoch], ...]}
 Out:  {"batch": [batch_id, lease_epoch], "cancelled": why} and {"log": event, ...}
 """
@@ -102,10 +102,12 @@ class Heart:
             if "keep" not in message:
                 return
             due = now + self.beat * random.uniform(0.7, 1.0)  # noqa: S311 - not for secrets
+            due -= message.get("age", 0.0)
             until = message["until"]
             for pair in message["keep"]:
                 key = tuple(pair)
-                self.due[key] = due
+                # One that is kept already is not put off.
+                self.due.setdefault(key, due)
                 if until is not None:
                     self.until[key] = now + until
             early = min(due, now + LOOK if until is None else now + until) < self.awake_at

@@ -55,9 +55,11 @@ class LeaseKeeper:
         if lease < SHORT:
             self.keep([])  # on a busy machine the lease might be over before the process is there
 
-    def keep(self, batches: Sequence[Batch]) -> None:
-        """Keep the leases of these batches alive from now on."""
+    def keep(self, batches: Sequence[Batch], age: float = 0.0) -> None:
+        """Keep the leases of these batches alive from now on; they are so many seconds old."""
         with self._lock:
+            if self._closing.is_set():
+                return  # an abandoned handler's batch: it has been given back
             for batch in batches:
                 self._kept[batch.key] = batch
             if self._process is None:
@@ -66,7 +68,7 @@ class LeaseKeeper:
                     target=self._read, args=(self._process,), name="pyjobs-heartbeat", daemon=True
                 )
                 self._reader.start()
-            self._tell(keep=[batch.key for batch in batches], until=None)
+            self._tell(keep=[batch.key for batch in batches], until=None, age=age)
 
     def limit(self, batch: Batch) -> None:
         """Keep it for the time limit from now on, and no longer."""

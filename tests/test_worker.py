@@ -11,14 +11,19 @@ import contextlib
 import json
 import logging
 import threading
+import time
 from datetime import timedelta
 
 import psycopg
 import pytest
 import structlog
+from psycopg.conninfo import make_conninfo
 
 import pyjobs
-from pyjobs import JobStatus
+from pyjobs import Batch, JobStatus
+from pyjobs._heartbeat import Heart
+from pyjobs._keeper import LeaseKeeper
+from pyjobs._log import get_logger
 from tests.support import wait_until
 from tests.support.proxy import Proxy
 
@@ -793,6 +798,130 @@ def test_its_own_second_try_is_not_left_to_the_poll(twin, dsn, client, results, 
     # Who listens would ask again after 15 seconds at the soonest.
     wait_until(results, "it is tried again", 14)
     worker.stop()
+
+
+def test_of_two_second_tries_neither_is_left_to_the_poll(twin, dsn, client, results, pauses):
+    pauses(POLL=600)
+    pause = iter([0.3, 0.6])
+
+    async def handler(batch, conn):
+        if batch.attempt == 1:
+            raise RuntimeError("not yet")
+        await conn.execute("insert into public.result values (%s)", [json.dumps(batch.params)])
+
+    later = {"heartbeat": False, "retry_in": lambda _attempt: timedelta(seconds=next(pause))}
+    worker = twin.worker(dsn, handler, "q", listen=True, poll=600, **later).start()
+    hears(worker)
+    client.enqueue_jobs("q", [1, 2])
+    wait_until(lambda: results() == [1, 2], "both are tried again", 14)
+    worker.stop()
+
+
+def test_a_second_try_is_not_forgotten_over_what_comes_before(twin, dsn, client, results, pauses):
+    pauses(POLL=600)
+    begun = threading.Event()
+
+    async def handler(batch, conn):
+        if batch.items == [0] and batch.attempt == 1:
+            begun.set()
+            raise RuntimeError("not yet")
+        await store(batch, conn)
+
+    later = {"heartbeat": False, "retry_in": lambda _attempt: timedelta(seconds=1.5)}
+    worker = twin.worker(dsn, handler, "q", listen=True, poll=600, **later).start()
+    hears(worker)
+    client.enqueue_job("q", [0])
+    assert begun.wait(20)
+    for item in (1, 2):
+        client.enqueue_job("q", [item])
+        wait_until(lambda item=item: item in results(), "what came is worked")
+    wait_until(lambda: results() == [0, 1, 2], "it is tried again", 14)
+    worker.stop()
+
+
+def test_a_worker_is_woken_whatever_the_encoding_of_its_sessions(
+    twin, dsn, client, results, pauses
+):
+    pauses(POLL=600)
+    latin = make_conninfo(dsn, client_encoding="latin1")
+    worker = twin.worker(latin, store, "q\u00e9", listen=True, poll=600, **QUICK).start()
+    hears(worker)
+    for item in (1, 2):
+        client.enqueue_job("q\u00e9", [item])
+        wait_until(lambda item=item: item in results(), "it is woken", 14)
+    worker.stop()
+
+
+# Small print
+
+
+def test_a_transaction_that_could_not_begin_keeps_no_connection(twin, dsn, client, results):
+    taken, returned, counts = [], [], []
+
+    def counting(call, calls):
+        def count(*args, **kwargs):
+            calls.append(args)
+            return call(*args, **kwargs)
+
+        return count
+
+    async def handler(batch, conn):
+        proxy.cut_before(b"BEGIN")
+        with pytest.raises(psycopg.OperationalError):
+            await store(batch, conn)
+        counts.append((len(taken), len(returned)))
+        await store(batch, conn)
+
+    client.enqueue_job("q", [1])
+    with Proxy(dsn) as proxy:
+        worker = twin.worker(proxy.dsn, handler, "q", **QUICK)
+        its = worker.worker._client
+        its._take_alive = counting(its._take_alive, taken)
+        its.pool.putconn = counting(its.pool.putconn, returned)
+        worker.finish()
+        assert proxy.cuts == 1
+    assert results() == [1]
+    assert [before - after for before, after in [*counts, (len(taken), len(returned))]] == [0, 0]
+
+
+def test_a_batch_that_is_leased_again_is_held_under_its_new_lease(twin, dsn, client, db, notes):
+    again, go_on = threading.Event(), threading.Event()
+
+    async def handler(batch, conn):
+        if batch.lease_epoch == 1:
+            client.release_batch(batch.batch_id, batch.lease_epoch)
+            await twin.wait_for(again)
+        else:
+            again.set()
+            await twin.wait_for(go_on)
+
+    client.enqueue_job("q", [1])
+    worker = twin.worker(dsn, handler, "q", concurrency=2, drain_timeout=0.1, **QUICK).start()
+    wait_until(lambda: any("result refused" in note for note in notes()), "the first is refused")
+    worker.stop()
+    go_on.set()
+    assert db.execute("select state::text, lease_epoch from pyjobs_internal.batch").fetchall() == [
+        ("pending", 2)
+    ]
+
+
+def test_a_keeper_that_is_closed_starts_no_process(dsn):
+    keeper = LeaseKeeper(dsn, 60.0, None, get_logger("pyjobs.worker"))
+    keeper.close()
+    keeper.keep([Batch.of((1, 1, 1, 1))])
+    assert keeper._process is None
+
+
+def test_a_heartbeat_is_due_by_the_age_of_the_lease_and_not_put_off():
+    heart = Heart({"conninfo": "", "lease": 60.0, "beat": 10.0, "parent": 0})
+    start = time.monotonic()
+    heart.heed({"keep": [[1, 1]], "until": None, "age": 50.0})
+    heart.heed({"keep": [[2, 1]], "until": None})
+    first, second = heart.due[1, 1], heart.due[2, 1]
+    assert first < start
+    assert second > start
+    heart.heed({"keep": [[1, 1], [2, 1]], "until": 100.0})
+    assert heart.due == {(1, 1): first, (2, 1): second}
 
 
 # Settings and the log

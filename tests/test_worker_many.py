@@ -7,7 +7,9 @@ what was not begun kept until the last handler ends, a bad result that takes oth
 one told as recorded, every result recorded alone, counters left out, a recorder that ends with the
 lanes and leaves the last results, a set claimed ahead of slow ones or two ahead of quick ones, one
 that was claimed ahead kept at a stop or handed to the handler after a cancel, leases of what waits
-not kept.
+not kept, lanes that say that they wait before it is their turn, a set handed over whose answer is
+older than its lease, the age of a lease not told, each batch tried at a stop with the server away,
+one that is not wanted left leased after a lost connection.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from datetime import timedelta
 from decimal import Decimal
 
@@ -446,3 +449,109 @@ def test_idle_lanes_are_given_what_comes_while_others_are_busy(twin, dsn, client
     finally:
         go_on.set()
         worker.stop()
+
+
+def shifted_clock(monkeypatch):
+    """The worker's clock, and a list whose sum it is ahead by."""
+    shifts = [0.0]
+    for module in ("pyjobs._async.worker", "pyjobs._sync.worker"):
+        monkeypatch.setattr(f"{module}.monotonic", lambda: time.monotonic() + sum(shifts))
+    return shifts
+
+
+@pytest.mark.parametrize("options", [{"max_jobs": 3}, {"max_jobs": 1}], ids=["set", "one"])
+def test_an_answer_older_than_the_lease_is_not_handed_over(
+    twin, dsn, db, client, monkeypatch, options
+):
+    shifts = shifted_clock(monkeypatch)
+    seen = []
+
+    async def handler(batch, conn):
+        seen.append((batch.job_id, batch.attempt, batch.lease_epoch))
+
+    jobs = client.enqueue_jobs("q", [1])
+    running = twin.worker(dsn, handler, "q", **{**QUICK, **options})
+    call = running.worker._client.tuples
+
+    def late(cls, name, **arguments):
+        if len(shifts) == 1 and name in {"claim_jobs", "claim_next_job"}:
+            shifts.append(61.0)
+        return call(cls, name, **arguments)
+
+    running.worker._client.tuples = late
+    running.finish()
+    assert seen == [(jobs[0], 1, 2)]
+    assert statuses(client, jobs) == DONE
+
+
+@pytest.mark.parametrize("options", [{"max_jobs": 4}, {"max_jobs": 1, "max_batches": 4}])
+def test_with_the_server_away_a_stop_tries_to_give_back_once(twin, dsn, client, ahead, options):
+    ahead(math.inf)
+    tries = []
+    workers = []
+
+    async def handler(batch, conn):
+        await twin.until(lambda: len(workers[0].worker._held) >= 4)
+        proxy.down()
+        workers[0].worker.stop()
+
+    client.enqueue_job("q", list(range(4)), batch_size=1)
+    client.enqueue_jobs("q", list(range(8)))
+    with Proxy(dsn) as proxy:
+        workers.append(twin.worker(proxy.dsn, handler, "q", **{**QUICK, **options}))
+        worker = workers[0].worker
+        call = worker._bounded
+
+        def bounded(what, *arguments):
+            if what.__name__ == "release_batch":
+                tries.append(arguments)
+            return call(what, *arguments)
+
+        worker._bounded = bounded
+        workers[0].start().join()
+    assert len(tries) == 1
+
+
+def test_what_is_not_wanted_is_given_back_though_the_connection_is_lost(twin, dsn, client, ahead):
+    ahead(0)
+    workers = []
+    unwanted = []
+
+    async def handler(batch, conn):
+        if not unwanted:
+            proxy.cut_before(b"release_batch")
+            unwanted.extend(workers[0].worker._claimed)
+            for other in unwanted:
+                other.cancel("it is not wanted under this lease")
+
+    jobs = client.enqueue_jobs("q", list(range(3)))
+    with Proxy(dsn) as proxy:
+        workers.append(twin.worker(proxy.dsn, handler, "q", **SETS))
+        workers[0].finish()
+        assert proxy.cuts == 1
+    assert len(unwanted) == 2
+    assert statuses(client, jobs) == DONE * 3
+
+
+def test_the_keeper_is_told_how_old_a_lease_is(twin, dsn, client, monkeypatch):
+    shifts = shifted_clock(monkeypatch)
+    ages = []
+    monkeypatch.setattr(
+        "pyjobs._keeper.LeaseKeeper.keep", lambda _self, _batches, age=0.0: ages.append(age)
+    )
+
+    async def handler(batch, conn):
+        pass
+
+    jobs = client.enqueue_jobs("q", [1])
+    running = twin.worker(dsn, handler, "q", **{**QUICK, "heartbeat": True})
+    call = running.worker._client.tuples
+
+    def late(cls, name, **arguments):
+        shifts.append(30.0 if name == "claim_jobs" and not ages else 0.0)
+        return call(cls, name, **arguments)
+
+    running.worker._client.tuples = late
+    running.finish()
+    assert [age // 30 for age in ages] == [1]
+    assert statuses(client, jobs) == DONE

@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from math import inf
+from math import ceil, inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from pyjobs import _aio
 from pyjobs._async.lazy import AsyncLazyConnection
 from pyjobs._batch import Batch, plain_text
-from pyjobs._keeper import LeaseKeeper
+from pyjobs._keeper import Key, LeaseKeeper
 from pyjobs._log import get_logger, tells_info
 from pyjobs._pooling import seconds, to_connect_again
 from pyjobs.errors import (
@@ -105,7 +105,12 @@ class AsyncWorker:
     With `max_jobs` the next set is claimed while one is worked, if the last one took less than a
     second: then the worker holds, beside what its lanes work, up to twice `max_jobs` batches. Their
     leases count from the claim and are kept alive as all others. What waits and is not wanted any
-    more is not handed to the handler, and what waits at a stop is given back, at no attempt.
+    more is not handed to the handler, and what waits at a stop is given back, at no attempt. A
+    handler that holds the interpreter's lock (of AsyncWorker: that blocks the event loop) at the
+    moment when a set is claimed ahead, and for longer than the lease, costs that set its leases:
+    nobody was told of them yet. What is left of the set is given back, what another took by then
+    has spent an attempt. For such handlers leave `max_jobs` and `concurrency` at 1, and start more
+    processes.
     """
 
     def __init__(
@@ -181,8 +186,9 @@ class AsyncWorker:
 
     def _renew(self) -> None:
         self._abandoned = False
+        self._away = False  # the server, as was found out while stopping
         self._keeper: LeaseKeeper | None = None
-        self._held: dict[int, Batch] = {}  # claimed, and neither recorded nor given back; by id
+        self._held: dict[Key, Batch] = {}  # claimed, and neither recorded nor given back
         self._finished = 0  # how many batches have left _held
         self._until_idle = False
         self._claimed: deque[Batch] = deque()  # of many jobs, and not yet in a lane's hands
@@ -196,7 +202,7 @@ class AsyncWorker:
         self._claiming = _aio.Lock()
         self._hears = False  # whether LISTEN stands
         self._bell: _aio.Bell | None = None
-        self._due = inf  # when a batch that was given back may be claimed again
+        self._dues: set[float] = set()  # when batches that failed may be claimed again
         self._wake = _aio.Event()
         self._stopping = _aio.Event()
         self._lanes = _aio.Lanes(self.stop)
@@ -371,14 +377,30 @@ class AsyncWorker:
             if self._stopping.is_set():
                 return []
             finished = self._finished
-            rows = await self._persist(claim)
+            now = monotonic()
+            self._dues.difference_update([due for due in list(self._dues) if due <= now])
+            answer = await self._persist(self._timed, claim)
+            if answer is None:
+                return []
+            asked, rows = answer
             if rows:
-                return self._hold([Batch.of(row) for row in rows])
+                batches = self._hold([Batch.of(row) for row in rows], asked)
+                if monotonic() - asked < self._lease.total_seconds():
+                    return batches
+                # A handler kept us from hearing the answer: they may be another's by now.
+                for batch in batches:
+                    await self._give_back(batch)
+                continue
             idle = not self._held and self._finished == finished
             if self._until_idle and idle and not await self._reap():
                 self.stop()
                 return []
             pause = await self._rest(pause)
+
+    async def _timed(self, call: Callable[[], _aio.Result[T]]) -> tuple[float, T]:
+        """What it returns, and when it was called."""
+        at = monotonic()
+        return at, await call()
 
     async def _rest(self, pause: float) -> float:
         """Wait until it is time to ask again, or somebody wakes us; return the next pause."""
@@ -391,11 +413,9 @@ class AsyncWorker:
             pause = max(pause, min(POLL, longest))
         # Jittered, so that many workers do not ask at the same moment.
         nap = min(pause, longest) * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets
-        left = self._due - monotonic()
-        if left <= nap:
-            self._due = inf
-            nap = max(left, 0.0)
-        await self._wake.wait(nap)
+        # What came due after the last question is not yet asked for.
+        left = min(self._dues, default=inf) - monotonic()
+        await self._wake.wait(max(0.0, min(left, nap)))
         return min(2 * pause, longest)
 
     # Claiming from many jobs
@@ -452,11 +472,12 @@ class AsyncWorker:
             return batch
         return None
 
-    def _hold(self, batches: list[Batch]) -> list[Batch]:
+    def _hold(self, batches: list[Batch], since: float | None = None) -> list[Batch]:
+        """They are ours, by a claim that was asked for then, or again."""
         for batch in batches:
-            self._held[batch.batch_id] = batch
+            self._held[batch.key] = batch
         if self._keeper is not None:
-            self._keeper.keep(batches)
+            self._keeper.keep(batches, 0.0 if since is None else monotonic() - since)
         return batches
 
     def _let_go(self, batches: Sequence[Batch], *, look: bool = False) -> None:
@@ -464,7 +485,7 @@ class AsyncWorker:
         if self._keeper is not None:
             self._keeper.drop(batches)
         for batch in batches:
-            self._held.pop(batch.batch_id, None)
+            self._held.pop(batch.key, None)
         self._finished += len(batches)
         if look or self._until_idle:
             self._wake.set()
@@ -723,20 +744,33 @@ class AsyncWorker:
             )
         except (StaleLease, AlreadyRecorded, NotFound) as exc:
             self._bind(batch).info("batch is another's by now", reason=exc.message)
-        self._due = min(self._due, monotonic() + retry_in.total_seconds())
+        # Rounded up, so that they are few however many fail.
+        due = monotonic() + retry_in.total_seconds()
+        self._dues.add(ceil(due / SHORTEST_POLL) * SHORTEST_POLL)
         self._let_go([batch], look=True)
 
     async def _give_back(self, batch: Batch) -> None:
         """Give a batch back that is not worked, or not to its end; that costs no attempt."""
         log = self._log.bind(job=batch.job_id, batch=batch.batch_id, epoch=batch.lease_epoch)
+        release = partial(self._bounded, self._client.release_batch, *batch.key)
+        given = False
         try:
-            await self._bounded(self._client.release_batch, batch.batch_id, batch.lease_epoch)
+            if not self._stopping.is_set():
+                given = await self._persist(release) is not None
+            elif not self._away:
+                await release()
+                given = True
         except (StaleLease, AlreadyRecorded, NotFound) as exc:
             log.info("batch is another's by now", reason=exc.message)
         except psycopg.Error as exc:
             log.warning("batch not given back, its lease runs out", error=plain_text(exc, 200))
+            # Each further try would wait as long for a connection.
+            self._away = self._away or is_connection_lost(exc)
         else:
-            log.info("batch given back")
+            if given:
+                log.info("batch given back")
+            else:
+                log.warning("batch not given back, its lease runs out", error="server is away")
         self._let_go([batch])
 
     # Beside the work
@@ -769,7 +803,10 @@ class AsyncWorker:
     async def _hear(self, conninfo: str) -> None:
         async with await AsyncConnection.connect(conninfo, autocommit=True) as conn:
             await conn.execute("listen pyjobs")
-            queues = {queue.encode() for queue in self._queues}
+            encoding = conn.info.encoding
+            if encoding == "ascii":  # of a SQL_ASCII database: the bytes are as psycopg sends them
+                encoding = "utf-8"
+            queues = {queue.encode(encoding, "replace") for queue in self._queues}
             with _aio.Bell() as self._bell:
                 self._hears = True
                 self._wake.set()  # for what came before
