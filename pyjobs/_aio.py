@@ -89,6 +89,11 @@ class Bell:
                 wait.cancel()
 
 
+async def wait_heeding(event: Event) -> None:
+    """Wait for it; the event loop takes signals meanwhile."""
+    await event.wait()
+
+
 def is_cancelled(exc: BaseException) -> bool:
     """Whether it is the lane itself that is to end, and not something that a handler raised."""
     if isinstance(exc, asyncio.CancelledError):

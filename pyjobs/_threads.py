@@ -52,6 +52,17 @@ class Bell:
             selector.select()
 
 
+# How often the main thread looks whether a signal has come that did not wake it, in seconds: one
+# that another thread was given, or that came just before it fell asleep.
+HEED = 2.0
+
+
+def wait_heeding(event: Event) -> None:
+    """Wait for it, in the main thread, and take signals meanwhile."""
+    while not event.wait(HEED):
+        pass
+
+
 def is_cancelled(_exc: BaseException) -> bool:
     """Whether it is the lane itself that is to end: a thread cannot be told so."""
     return False

@@ -204,6 +204,17 @@ def test_sigterm_lets_the_handler_end_and_gives_back_what_was_not_begun(start, c
     ]
 
 
+def test_a_signal_that_does_not_wake_the_main_thread_is_heard(start, client):
+    """It may be given to another thread, or come just before the main thread falls asleep."""
+    client.enqueue_job("q", ["thread", "second"])
+    worker = start()
+    worker.hear()
+    wait_until(lambda: "signal: draining" in worker.log.read_text(), "it has heard")
+    worker.go_on()
+    assert worker.hear() == {"event": "ended"}
+    assert worker.wait() == 0
+
+
 @pytest.mark.parametrize("way", ["timeout", "second signal"])
 def test_a_drain_is_bounded(start, client, db, results, way):
     client.enqueue_job("q", ["wait"])

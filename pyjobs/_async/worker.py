@@ -271,7 +271,7 @@ class AsyncWorker:
                 lanes.start(self._reap_now_and_then, "pyjobs-reap")
             if self._listens:
                 lanes.start(lambda: self._listen(conninfo), "pyjobs-listen")
-            await self._stopping.wait()
+            await _aio.wait_heeding(self._stopping)
             await lanes.ended.wait(self._drain_timeout)
         finally:
             self.stop()

@@ -272,7 +272,7 @@ class Worker:
                 lanes.start(self._reap_now_and_then, "pyjobs-reap")
             if self._listens:
                 lanes.start(lambda: self._listen(conninfo), "pyjobs-listen")
-            self._stopping.wait()
+            _threads.wait_heeding(self._stopping)
             lanes.ended.wait(self._drain_timeout)
         finally:
             self.stop()

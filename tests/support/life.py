@@ -4,7 +4,8 @@
 
 The JSON has "dsn" and the worker's options. It says what happens in lines of JSON, and does what
 an item tells it: "wait" until a line comes on standard input, "hold" the interpreter's lock until
-then, or nothing. A row is written for each item before.
+then, send its own "thread" the signal to end and wait, or nothing. A row is written for each item
+before.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,9 @@ async def handle(batch: pyjobs.Batch, conn: Any) -> None:
             "insert into public.result values (%s::jsonb, %s)", [json.dumps(item), batch.attempt]
         )
         say(event="begun", batch=batch.batch_id, epoch=batch.lease_epoch)
-        if item == "wait":
+        if item == "thread":
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        if item in {"wait", "thread"}:
             await (line_in_thread() if sys.argv[1] == "sync" else line_in_loop())
         elif item == "hold":
             # PyDLL keeps the interpreter's lock while the call lasts: no other thread runs.
