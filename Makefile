@@ -45,15 +45,16 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/pyjobs demo
 
+# Three at a time for two cores: a part of the time is waiting.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
 
 # What takes too long for every day; each part has a longer form of its own.
 prove: beyond pooler-share storm-share explore-share fuzz mutants
 
-# Behind a pooler, on a standby, at the server's limits.
+# On a standby, at the server's limits; and what takes too long for every day.
 beyond: $(VENV)/.test
-	$(BIN)/python -m pytest -m beyond tests/beyond -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'beyond or long' -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # How long there is no service when a standby takes over, beside plain clients on the same pair.
 failover: $(VENV)/.test

@@ -134,7 +134,7 @@ def _run_on_terminal(arguments: list[str], folder: Path) -> tuple[int, str]:
     return status, output.decode()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(TIME_LIMIT)
 def test_on_a_terminal_shows_bars_and_keeps_the_server_if_asked(tmp_path: Path) -> None:
     status, output = _run_on_terminal(["--keep", "--pace", str(QUICK)], tmp_path)
@@ -199,7 +199,7 @@ SABOTAGE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(TIME_LIMIT)
 def test_in_somebodys_database_the_check_finds_every_sabotage(dsn: str, tmp_path: Path) -> None:
     printed = io.StringIO()

@@ -120,7 +120,7 @@ def in_the_ledger(conn, folder):
     return some
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_breeze_leaves_all_in_order_and_its_verdict_sees_what_is_not(database, tmp_path, admin):
     """Some seconds of it, without kills of the server, which is others' too."""
     options = weather.Options(
@@ -154,6 +154,7 @@ def test_a_breeze_leaves_all_in_order_and_its_verdict_sees_what_is_not(database,
     assert missed == []
 
 
+@pytest.mark.long
 def test_every_broken_copy_can_still_be_made():
     for name in broken.NAMES:
         assert broken.options(name)
