@@ -16,6 +16,13 @@ DIRECT: dict[str, tuple[str, ...]] = {
     "it is about statements prepared in a session": (
         "test_client.py::test_statements_can_be_prepared_and_are_not_unless_asked",
     ),
+    "it listens for notifications, which takes a session of one's own": (
+        "test_worker.py::test_a_worker_that_listens_is_woken",
+        "test_worker.py::test_a_worker_that_listens_asks_so_often_that_it_goes_on_being_woken",
+        "test_worker.py::test_its_own_second_try_is_not_left_to_the_poll",
+        "test_worker.py::test_a_second_try_is_not_forgotten_over_what_comes_before",
+        "test_worker.py::test_a_worker_is_woken_whatever_the_encoding_of_its_sessions",
+    ),
     "it counts sessions of the server, which are the pooler's": (
         "test_client.py::test_the_client_connects_when_it_is_first_used_and_closes_with_its_block",
         "test_client.py::test_the_name_of_the_application_may_be_given",
