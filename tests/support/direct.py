@@ -20,6 +20,7 @@ DIRECT: dict[str, tuple[str, ...]] = {
         "test_worker.py::test_a_worker_that_listens_is_woken",
         "test_worker.py::test_a_worker_that_listens_asks_so_often_that_it_goes_on_being_woken",
         "test_worker.py::test_its_own_second_try_is_not_left_to_the_poll",
+        "test_worker.py::test_of_two_second_tries_neither_is_left_to_the_poll",
         "test_worker.py::test_a_second_try_is_not_forgotten_over_what_comes_before",
         "test_worker.py::test_a_worker_is_woken_whatever_the_encoding_of_its_sessions",
     ),
