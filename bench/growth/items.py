@@ -17,6 +17,7 @@ from bench.workloads.fused import FUSED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bench.pgbench import Load
     from bench.server import Bench
 
 
@@ -57,14 +58,45 @@ select i.item from closed join bare.item i using (id);
 """
 
 
-def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
-    def batches(items: int) -> int:
-        least, most = size.batches
-        number = min(most, max(least, size.total // items))
-        return number // size.sessions * size.sessions
+def batches(bounds: tuple[int, int], wanted: int, sessions: int) -> int:
+    """As many as are wanted, within the bounds, and the same number for each session."""
+    least, most = bounds
+    return min(most, max(least, wanted)) // sessions * sessions
 
+
+def fused(bench: Bench, url: str, job: int, number: int, sessions: int) -> Load:
+    """Record and claim so many batches of the job."""
+    return bench.load(
+        url,
+        FUSED,
+        sessions=sessions,
+        transactions=number // sessions,
+        variables={"job": job, "batch_id": 0, "lease_epoch": 0},
+    )
+
+
+def read(bench: Bench, statement: str, sizes: list[int], number: int, sessions: int) -> Load:
+    """Update so many bare rows, and read what the statement has filled in beside each.
+
+    sizes: the statement's parameters before the number of rows.
+    """
+    with bench.database() as url:
+        with bench.connect(url) as conn:
+            conn.execute("insert into bare.batch select generate_series(1, %s)", [number])
+            conn.execute(statement.encode(), [*sizes, number])
+            fill.settle(conn)
+        return bench.load(
+            url,
+            READ,
+            sessions=sessions,
+            transactions=number // sessions,
+            variables={"i": -1, "low": 1, "sessions": sessions},
+        )
+
+
+def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
     def job(bench: Bench, items: int) -> Measured:
-        number = batches(items)
+        number = batches(size.batches, size.total // items, size.sessions)
         with bench.database() as url:
             with bench.connect(url) as conn:
                 job = fill.one(
@@ -79,29 +111,12 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
                     conn.execute(f"select pyjobs.add_items(%s, {ITEMS})".encode(), [job, part])
                     left -= part
                 fill.settle(conn)
-            load = bench.load(
-                url,
-                FUSED,
-                sessions=size.sessions,
-                transactions=number // size.sessions,
-                variables={"job": job, "batch_id": 0, "lease_epoch": 0},
-            )
+            load = fused(bench, url, job, number, size.sessions)
         return Measured({"rate": load.rate, "items": load.rate * items, "p99": load.p99})
 
     def update(bench: Bench, items: int) -> Measured:
-        number = batches(items)
-        with bench.database() as url:
-            with bench.connect(url) as conn:
-                conn.execute("insert into bare.batch select generate_series(1, %s)", [number])
-                conn.execute(FILL.encode(), [items, number])
-                fill.settle(conn)
-            load = bench.load(
-                url,
-                READ,
-                sessions=size.sessions,
-                transactions=number // size.sessions,
-                variables={"i": -1, "low": 1, "sessions": size.sessions},
-            )
+        number = batches(size.batches, size.total // items, size.sessions)
+        load = read(bench, FILL, [items], number, size.sessions)
         return Measured({"rate": load.rate, "items": load.rate * items, "p99": load.p99})
 
     return growth.sides(size.items, {growth.PYJOBS: job, growth.LIMIT: update})

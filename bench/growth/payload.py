@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench import fill, growth
-from bench.growth.items import READ
+from bench.growth.items import batches, fused, read
 from bench.workload import Goal, Measured
-from bench.workloads.fused import FUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,13 +53,8 @@ CHUNK = 10_000_000
 
 
 def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
-    def batches(payload: int) -> int:
-        least, most = size.batches
-        number = min(most, max(least, size.total // payload))
-        return number // size.sessions * size.sessions
-
     def job(bench: Bench, payload: int) -> Measured:
-        number = batches(payload)
+        number = batches(size.batches, size.total // payload, size.sessions)
         with bench.database() as url:
             with bench.connect(url) as conn:
                 job = fill.one(
@@ -71,30 +65,13 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
                     part = min(step, number - start)
                     conn.execute(ADD.encode(), [job, payload, payload, part])
                 fill.settle(conn)
-            load = bench.load(
-                url,
-                FUSED,
-                sessions=size.sessions,
-                transactions=number // size.sessions,
-                variables={"job": job, "batch_id": 0, "lease_epoch": 0},
-            )
+            load = fused(bench, url, job, number, size.sessions)
         rate = load.rate
         return Measured({"rate": rate, "bytes": rate * payload / 1e6, "p99": load.p99})
 
     def update(bench: Bench, payload: int) -> Measured:
-        number = batches(payload)
-        with bench.database() as url:
-            with bench.connect(url) as conn:
-                conn.execute("insert into bare.batch select generate_series(1, %s)", [number])
-                conn.execute(FILL.encode(), [payload, payload, number])
-                fill.settle(conn)
-            load = bench.load(
-                url,
-                READ,
-                sessions=size.sessions,
-                transactions=number // size.sessions,
-                variables={"i": -1, "low": 1, "sessions": size.sessions},
-            )
+        number = batches(size.batches, size.total // payload, size.sessions)
+        load = read(bench, FILL, [payload, payload], number, size.sessions)
         rate = load.rate
         return Measured({"rate": rate, "bytes": rate * payload / 1e6, "p99": load.p99})
 
