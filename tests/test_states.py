@@ -625,3 +625,14 @@ def test_lost_items_fail_before_the_job_could_be_revoked(calls: Calls) -> None:
     document = calls.progress(job)
     assert document["stages"][0]["failed"] == 1
     assert "expired" in document["errors"][0]["error"]
+
+
+def test_whatever_a_claimable_state_allows_started_allows_too(db):
+    """The guard on the job's row goes by it: it does not look whether such a job was claimed."""
+    more = db.execute(
+        "select t.from_status::text, t.to_status::text from pyjobs_internal.job_transition t"
+        " where t.from_status in ('PENDING', 'RETRY') and t.to_status <> 'STARTED'"
+        " and not exists (select from pyjobs_internal.job_transition s"
+        " where s.from_status = 'STARTED' and s.to_status = t.to_status)"
+    ).fetchall()
+    assert more == []
