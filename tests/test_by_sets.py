@@ -22,8 +22,9 @@ record_plain: jobs not locked            who_ends_many_jobs_is_in_the_way_of_a_c
 record_plain: batches in any order       batches_are_locked_job_by_job
 record_plain: leaves the marks           by_sets_is_as_one_by_one
 record_batches: plain ones first         batches_are_locked_job_by_job
-end_plain: past a cancel                 one_batch_that_was_cancelled_before_its_end[open]
-end_plain: no sums, leaves the mark      one_batch_keeps_its_sums_and_no_mark
+end_simple: past a cancel                cancelled_before_its_last_batch_ends_it[open-1]
+end_simple: no sums, leaves the mark     one_batch_keeps_its_sums_and_no_mark
+end_simple: sums of one, failed items    the_last_of_several_batches_ends_the_job
 """
 
 from __future__ import annotations
@@ -392,20 +393,25 @@ def test_batches_are_locked_job_by_job(calls, a, b, kind):
     assert call.result(SOON) == ["recorded", "already", "already"]
 
 
-# The same for one: a job of one batch ends with its record, without a look for others.
+# The same for one job: it ends with the record of its last open batch, in a few statements.
 
 
+@pytest.mark.parametrize("batches", [1, 3])
 @pytest.mark.parametrize("cancel", ["committed", "open"])
-def test_a_job_of_one_batch_that_was_cancelled_before_its_end(calls, a, b, stops, cancel):
-    job = calls.enqueue(items=1)
-    (batch,) = calls.claim(job)
-    stops.before("end_plain", a)
+def test_a_job_that_was_cancelled_before_its_last_batch_ends_it(
+    calls, a, b, stops, cancel, batches
+):
+    job = calls.enqueue(items=batches)
+    *others, batch = calls.claim(job, batches)
+    for other in others:
+        calls.record(other)
+    stops.before("end_simple", a)
     record = a.start(a.record, batch)
     a.waits_for(stops.holder)
     if cancel == "open":
         b.begin()
     assert b.cancel(job) == "CANCELING"
-    stops.go("end_plain", a)
+    stops.go("end_simple", a)
     if cancel == "open":
         a.waits_for(b)
         b.commit()
@@ -427,3 +433,16 @@ def test_a_job_of_one_batch_keeps_its_sums_and_no_mark(calls):
     kept = "select concat_ws(' ', total, succeeded, failed, counters) from pyjobs_internal.stage"
     assert calls.value(kept) == '3 3 0 {"m": 0, "n": 2}'
     assert calls.ends_of(job) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("failed", [[], [1]], ids=["all succeeded", "one failed"])
+def test_the_last_of_several_batches_ends_the_job_with_what_all_of_them_say(calls, failed):
+    calls.mark_every_claim()
+    job = calls.enqueue(items=6, batch_size=2, failure_threshold=0)
+    for batch, lost in zip(calls.claim(job, 3), (failed, [], []), strict=True):
+        calls.record(batch, failed=lost, counters={"n": 2})
+    assert calls.ends_of(job) == ["FAILURE" if failed else "SUCCESS"]
+    kept = "select concat_ws(' ', total, succeeded, failed, counters) from pyjobs_internal.stage"
+    assert calls.value(kept) == f'6 {6 - len(failed)} {len(failed)} {{"n": 6}}'
+    assert calls.value("select count(*) from pyjobs_internal.claim_mark") == 0
+    assert_rules(calls.conn)

@@ -107,7 +107,7 @@ begin
     from pyjobs_internal.job j where j.id = b.job_id;
     if job_status = 'CANCELING' or not others or current_setting('pyjobs.kept', true) <> '' then
         if not others and close_batch.failed = '[]' then
-            is_final := pyjobs_internal.end_plain(close_batch.batch_id, b.job_id, b.run,
+            is_final := pyjobs_internal.end_simple(close_batch.batch_id, b.job_id, b.run,
                 b.item_count, close_batch.counters, b.worker);
         end if;
         kept := pyjobs_internal.kept_here(close_batch.batch_id);
