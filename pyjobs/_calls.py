@@ -141,7 +141,16 @@ _call("claim_next_job", 1, repeatable=True, worker=TEXT, queues=TEXTS, **_CLAIM_
 _call("claim_next_batch", 2, repeatable=True, job_id=BIGINT, worker=TEXT, **_CLAIM_OPTIONS)
 _call("claim_jobs", 1, repeatable=True, worker=TEXT, queues=TEXTS, max_jobs=INT, lease=INTERVAL)
 _call("record_batch", 2, repeatable=True, **_LEASED, **_RESULT)
-_call("record_and_claim", 3, repeatable=True, **_LEASED, worker=TEXT, **_RESULT, **_CLAIM_OPTIONS)
+_call(
+    "record_and_claim",
+    3,
+    repeatable=True,
+    **_LEASED,
+    worker=TEXT,
+    **_RESULT,
+    **_CLAIM_OPTIONS,
+    queues=TEXTS,
+)
 _call(
     "record_batches",
     2,

@@ -139,6 +139,7 @@ FUNCTIONS: dict[str, dict[str, tuple[str, list[str]]]] = {
         "next_items": ("null", [*ITEMS, "'[]'"]),
         "max_batches": ("1", COUNT),
         "lease": ("'1 minute'", LEASE),
+        "queues": ("null", [name for name in NAMES if name != "null"]),
     },
     "record_batches": {
         "batch_ids": (

@@ -262,6 +262,14 @@ def test_record_and_claim(api):
     assert last == pyjobs.RecordedAndClaimed(JobStatus.SUCCESS, ())
 
 
+def test_record_and_claim_goes_on_to_the_next_job(api):
+    one, two = (api.enqueue_job("q", params={"n": n}) for n in (1, 2))
+    (claim,) = api.claim_next_job("w", ["q"])
+    both = api.record_and_claim(claim.batch_id, claim.lease_epoch, "w", queues=["q"])
+    assert both.recorded_status is JobStatus.SUCCESS
+    assert [(claim.job_id, c.job_id, c.params) for c in both.claims] == [(one, two, {"n": 2})]
+
+
 def test_record_batches_says_what_became_of_each(api):
     job = api.enqueue_job("q", [1, 2, 3])
     one, two, three = api.claim_next_job("w", ["q"], max_batches=3)

@@ -55,7 +55,8 @@ FUNCTIONS = {
     "record_and_claim": (
         "batch_id bigint, lease_epoch bigint, worker text, failed jsonb DEFAULT '[]'::jsonb,"
         " counters jsonb DEFAULT '{}'::jsonb, next_items jsonb DEFAULT NULL::jsonb,"
-        " max_batches integer DEFAULT 1, lease interval DEFAULT '00:01:00'::interval",
+        " max_batches integer DEFAULT 1, lease interval DEFAULT '00:01:00'::interval,"
+        " queues text[] DEFAULT NULL::text[]",
         f"{CLAIM}, recorded_status {STATUS}",
     ),
     "record_batches": (

@@ -656,6 +656,60 @@ def test_recording_and_claiming_in_one_call(calls: Calls) -> None:
     assert (stage["processed"], stage["failed"], stage["counters"]) == (4, 1, {"n": 2})
 
 
+def go_on(calls: Calls, batch: Row, *queues: str, worker: str = "w") -> list[Row]:
+    return calls.rows(
+        "select * from pyjobs.record_and_claim(%s, %s, %s, max_batches => 2, queues => %s)",
+        batch["batch_id"],
+        batch["lease_epoch"],
+        worker,
+        list(queues),
+    )
+
+
+def test_recording_and_claiming_goes_on_to_the_next_job_where_its_own_has_no_more(
+    calls: Calls,
+) -> None:
+    first, second = (calls.enqueue("q", items=2, params={"k": n}) for n in (1, 2))
+    other = calls.enqueue("other", items=1)
+    calls.enqueue("third", items=1)
+    (batch,) = calls.claim(first)
+    (row,) = go_on(calls, batch, "q", "other")
+    assert (row["job_id"], row["items"], row["recorded_status"]) == (first, [1], "STARTED")
+    rows = go_on(calls, row, "q", "other")
+    assert [(row["job_id"], row["params"], row["items"]) for row in rows] == [
+        (second, {"k": 2}, [0]),
+        (second, {"k": 2}, [1]),
+    ]
+    assert {row["recorded_status"] for row in rows} == {"SUCCESS"}
+    # One of its own is still out: another's turn.
+    (row,) = go_on(calls, rows[0], "q", "other")
+    assert (row["job_id"], row["recorded_status"]) == (other, "STARTED")
+    (end,) = go_on(calls, rows[1], "q", "other")
+    assert end == dict.fromkeys(end) | {"job_id": second, "recorded_status": "SUCCESS"}
+    assert calls.status(first) == calls.status(second) == "SUCCESS"
+
+
+def test_who_goes_on_takes_turns_as_others_do_and_is_known_for_what_he_asked(
+    calls: Calls,
+) -> None:
+    done = calls.enqueue("q", items=1)
+    low, high = calls.enqueue("q", items=1), calls.enqueue("q", items=1, priority=5)
+    (batch,) = calls.claim(done)
+    (row,) = go_on(calls, batch, "q", worker="first")
+    assert row["job_id"] == high
+    calls.do("select pyjobs.pause_job(%s)", low)
+    (none,) = go_on(calls, row, "q", worker="second")
+    assert none["batch_id"] is None
+    known = calls.rows(
+        "select name, queues, last_empty_at is not null as empty from pyjobs_internal.worker"
+        " where name in ('first', 'second') order by name"
+    )
+    assert known == [
+        {"name": "first", "queues": ["q"], "empty": False},
+        {"name": "second", "queues": ["q"], "empty": True},
+    ]
+
+
 def test_recording_and_claiming_gives_what_was_just_emitted(calls: Calls) -> None:
     job = calls.enqueue("q", items=2, stages=["find", "measure"])
     (batch,) = calls.claim(job)

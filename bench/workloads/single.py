@@ -1,8 +1,10 @@
 """Single jobs, one at a time.
 
-One session claims one job and records it, each in a transaction of its own: `claim_next_job` and
-`record_batch` against the bare queue's claim of 1 and delete. Once by pgbench, which shows what the
-server does, and once through Python, which adds the client's share to both.
+One session works off jobs of one batch, one after the other: with `claim_next_job` and
+`record_batch`, each in a transaction of its own; and as a worker that is never without work does,
+with `record_and_claim` and its `queues`, which record one and claim the next in one. Against the
+bare queue's claim of 1 and delete, each in a transaction of its own. Once by pgbench, which shows
+what the server does, and once through Python, which adds the client's share to both.
 """
 
 from __future__ import annotations
@@ -33,13 +35,22 @@ SIZES = {
 }
 UNITS = {"rate": "jobs/s"}
 GOALS = [
-    Goal("one at a time, in SQL / bare PL/pgSQL", "rate", "pyjobs, SQL", "bare, SQL", at_least=0.9),
-    Goal("the same through Python", "rate", "pyjobs, Python", "bare, Python", at_least=0.9),
+    Goal("one at a time, in SQL / bare PL/pgSQL", "rate", "fused, SQL", "bare, SQL", at_least=0.9),
+    Goal("the same through Python", "rate", "fused, Python", "bare, Python", at_least=0.9),
 ]
 
 JOBS = r"""
 select batch_id, lease_epoch from pyjobs.claim_next_job('w', '{bench}') \gset
 select * from pyjobs.record_batch(:batch_id, :lease_epoch);
+"""
+# The first time there is nothing to record.
+FUSED = r"""
+\if :batch_id > 0
+select coalesce(max(batch_id), 0) as batch_id, coalesce(max(lease_epoch), 0) as lease_epoch
+from pyjobs.record_and_claim(:batch_id, :lease_epoch, 'w', queues => '{bench}') \gset
+\else
+select batch_id, lease_epoch from pyjobs.claim_next_job('w', '{bench}') \gset
+\endif
 """
 BARE = r"""
 select id from bare.claim(1) \gset
@@ -68,6 +79,18 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
             load = bench.load(url, JOBS, sessions=1, transactions=size.jobs)
         return Measured({"rate": load.rate})
 
+    def fused_in_sql(bench: Bench) -> Measured:
+        with bench.database() as url:
+            fill_jobs(bench, url)
+            load = bench.load(
+                url,
+                FUSED,
+                sessions=1,
+                transactions=size.jobs + 1,
+                variables={"batch_id": 0, "lease_epoch": 0},
+            )
+        return Measured({"rate": load.rate})
+
     def in_bare_sql(bench: Bench) -> Measured:
         with bench.database() as url:
             fill_bare(bench, url)
@@ -86,6 +109,21 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
                 took = perf_counter() - began
         return Measured({"rate": done / took})
 
+    def fused_in_python(bench: Bench) -> Measured:
+        with bench.database() as url:
+            fill_jobs(bench, url)
+            with pyjobs.Client(url, prepare_threshold=5) as api:
+                api.active_workers()  # connects
+                done, began = 0, perf_counter()
+                claims = tuple(api.claim_next_job("w", [fill.QUEUE]))
+                while claims:
+                    claims = api.record_and_claim(
+                        claims[0].batch_id, claims[0].lease_epoch, "w", queues=[fill.QUEUE]
+                    ).claims
+                    done += 1
+                took = perf_counter() - began
+        return Measured({"rate": done / took})
+
     def in_bare_python(bench: Bench) -> Measured:
         with bench.database() as url:
             fill_bare(bench, url)
@@ -99,7 +137,9 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
 
     return {
         "pyjobs, SQL": in_sql,
+        "fused, SQL": fused_in_sql,
         "bare, SQL": in_bare_sql,
         "pyjobs, Python": in_python,
+        "fused, Python": fused_in_python,
         "bare, Python": in_bare_python,
     }

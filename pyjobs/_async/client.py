@@ -476,10 +476,14 @@ class AsyncClient:
         next_items: Sequence[JsonValue] | None = None,
         max_batches: int | None = None,
         lease: timedelta | None = None,
+        queues: Sequence[str] | None = None,
         *,
         conn: AsyncConnection[Any] | None = None,
     ) -> RecordedAndClaimed:
-        """Record a batch and lease the next of its job, in one round trip and one commit."""
+        """Record a batch and lease the next of its job, in one round trip and one commit.
+
+        With `queues`, where that job has no more: of the job whose turn it is in these.
+        """
         rows = await self._rows(
             "record_and_claim",
             conn,
@@ -491,6 +495,7 @@ class AsyncClient:
             next_items=next_items,
             max_batches=max_batches,
             lease=lease,
+            queues=queues,
         )
         return RecordedAndClaimed(
             recorded_status=JobStatus(rows[0]["recorded_status"]),

@@ -83,6 +83,9 @@ def calls(size: int) -> dict[str, str]:
         "record_batches, 100": f"record_batches({leases(1)})",
         "record_batches, 100 jobs": f"record_batches({leases(first_small)})",
         "record_and_claim": "record_and_claim(1, 1, 'w')",
+        "record_and_claim, the next job": (
+            f"record_and_claim({first_small}, 1, 'w', queues => '{{small}}')"
+        ),
         "extend_lease": "extend_lease(1, 1)",
         "release_batch": "release_batch(1, 1)",
         "release_batch, error": "release_batch(1, 1, 'bad', '1 hour')",

@@ -111,6 +111,10 @@ ACTIONS: dict[str, tuple[Callable[[int], Ops], tuple[str, ...]]] = {
         lambda b: (call(f"record_and_claim({b}, 1, 'v{b}')", "got"),),
         ("two", "mix", "flow", "cancelling"),
     ),
+    "fused on": (
+        lambda b: (call(f"record_and_claim({b}, 1, 'v{b}', queues => '{{q}}')", "got"),),
+        ("two", "mix", "unknown"),
+    ),
     "batches": (
         lambda b: (call(f"record_batches('{{{b}}}', '{{1}}')"),),
         ("two", "mix", "cancelling"),

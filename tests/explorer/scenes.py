@@ -247,6 +247,16 @@ def by_sets() -> Iterator[Scenario]:
         yield Scenario(
             f"take-{name}-record", waiting, (tx(take) + tx(RECORD_GOT), tx(other), tx(claim("x")))
         )
+    # The end of the one and a claim of the other in one transaction.
+    going_on = call("record_and_claim(1, 1, 'v', queues => '{q}')", "got")
+    both_out = (*waiting, "select * from pyjobs.claim_next_batch(1, 'w')")
+    for name, text in claims:
+        other = call(text)
+        yield Scenario(f"on-{name}", both_out, (tx(going_on) + tx(RECORD_GOT), tx(other)))
+        yield Scenario(f"on-{name}-undone", both_out, (_undone_(going_on), _undone_(other)))
+    both_on = (tx(going_on), tx(call("record_and_claim(2, 1, 'u', queues => '{q}')", "got")))
+    yield Scenario("on-both", leased, both_on)
+    yield Scenario("on-both-beside-one", (*leased, *enqueue(1, leased=0)), both_on)
     for name, text in (
         ("add", "add_items(1, '[\"add\"]')"),
         ("seal", "seal_job(1)"),
