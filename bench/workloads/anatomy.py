@@ -6,7 +6,10 @@ a record is made of: an empty function; the bare guarded update in a function; t
 look at another open row, which is the least that can end a job without a counter; then the update
 in tables like the ledger with its columns, its checks and its indexes; and the whole call. Then
 what a batch in bulk is made of: COPY of the same bytes into a bare table, and into tables like
-the ledger. It says how far a goal that is missed could be reached at all.
+the ledger. Then calls in a transaction each, from a client, with a commit that waits for no disk:
+there the server makes ready anew, in each transaction, what a function calls upon, and each
+statement in it costs more than the rows that it touches. It says how far a goal that is missed
+could be reached at all.
 """
 
 from __future__ import annotations
@@ -62,6 +65,22 @@ end
 $do$
 """
 FILLED = "(id, items, pos, job_id, run, stage, item_count)"
+ALONE = {
+    "select 1": (BARE, "select %(n)s::bigint"),
+    "the bare update": (
+        BARE,
+        "update bare.batch set state = 'recorded', closed_at = clock_timestamp()"
+        " where id = %(n)s and epoch = 1 and state = 'leased'",
+    ),
+    "the bare update, and a look": (LOOKED, "select bare.record_and_look(%(n)s)"),
+    "record_batch": (None, "select * from pyjobs.record_batch(%(n)s, 1)"),
+    "claim_next_batch": (None, "select * from pyjobs.claim_next_batch(%(job)s, 'w')"),
+    "record_and_claim": (
+        None,
+        "select batch_id, lease_epoch from pyjobs.record_and_claim(%(batch)s, %(epoch)s, 'w')",
+    ),
+    "claim_next_job": (None, "select * from pyjobs.claim_next_job('w', '{bench}')"),
+}
 COPY = {
     "COPY, bare": "copy bare.item (id, item) from stdin",
     "COPY, the ledger's columns": f"copy anatomy.columns {FILLED} from stdin",
@@ -120,6 +139,41 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
             took = cpu_seconds(conn.info.backend_pid) - began
             return Measured({"time": took / size.rows * 1e6})
 
+    def alone(prepare: str | None, statement: str) -> Callable[[Bench], Measured]:
+        """A statement a transaction: of the nth row, or of the batch that the last one gave."""
+
+        def run(bench: Bench) -> Measured:
+            with bench.database() as url, bench.connect(url) as conn:
+                low, job = 1, 0
+                goes_on = "%(batch)s" in statement
+                if prepare is not None:
+                    conn.execute(prepare.encode(), [size.calls])
+                else:
+                    job = fill.big_job(conn, 2 * size.calls)
+                    fill.small_jobs(conn, size.calls)
+                    if "record_batch" in statement:
+                        low, _ = fill.lease_all(conn, job)
+                fill.settle(conn)
+                conn.execute("set synchronous_commit = off")
+                text = statement.encode()
+                given = {"n": low, "job": job, "batch": 0, "epoch": 0}
+                if goes_on:
+                    given["batch"], given["epoch"] = conn.execute(
+                        "select batch_id, lease_epoch from pyjobs.claim_next_batch(%s, 'w')", [job]
+                    ).fetchone() or (0, 0)
+                took = 0.0
+                for n in range(-100, size.calls - 100):
+                    if n == 0:
+                        took = -cpu_seconds(conn.info.backend_pid)
+                    answer = conn.execute(text, given, prepare=True)
+                    if goes_on:
+                        given["batch"], given["epoch"] = answer.fetchone() or (0, 0)
+                    given["n"] += 1
+                took += cpu_seconds(conn.info.backend_pid)
+                return Measured({"time": took / (size.calls - 100) * 1e6})
+
+        return run
+
     return {
         "an empty function": step(None, "anatomy.nothing(n)"),
         "the bare update": step(BARE, "anatomy.bare_update(n)"),
@@ -130,4 +184,5 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
         "record_batch": record,
         **{name: copy(statement) for name, statement in COPY.items()},
         "add_items": enqueue,
+        **{f"alone: {name}": alone(*what) for name, what in ALONE.items()},
     }
