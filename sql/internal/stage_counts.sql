@@ -23,7 +23,8 @@ as $$
         coalesce(sum(b.item_count) filter (where b.state = 'leased'), 0)::bigint,
         coalesce(sum(b.item_count - b.failed_count) filter (where b.state = 'recorded'), 0)::bigint,
         coalesce(sum(b.failed_count), 0)::bigint,
-        coalesce(
+        -- A pass of its own over the batches, made only where one of them has any.
+        coalesce(case when count(b.counters) > 0 then
             (select jsonb_object_agg(per_counter.key, per_counter.added)
              from (
                  select c.key, trim_scale(sum(c.value::numeric)) as added
@@ -35,7 +36,7 @@ as $$
                    and r.state = 'recorded'
                    and r.counters is not null
                  group by c.key
-             ) per_counter),
+             ) per_counter) end,
             '{}'::jsonb)
     from pyjobs_internal.batch b
     where b.job_id = stage_counts.job_id
