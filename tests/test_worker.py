@@ -783,6 +783,58 @@ def test_a_worker_that_listens_asks_so_often_that_it_goes_on_being_woken(
     worker.stop()
 
 
+def test_who_listens_asks_once_more_and_then_rarely(twin, dsn, db):
+    """Once more, for what came while the database did not know yet that it waits."""
+    running = twin.worker(dsn, store, "q", listen=True, poll=20, **QUICK)
+    worker, naps = running.worker, []
+    wake = worker._wake
+    wait = wake.wait
+
+    def nap(duration):
+        if worker._hears:
+            naps.append(duration)
+        if len(naps) == 4:
+            worker.stop()
+        wake.set()
+        return wait(duration)
+
+    wake.wait = nap
+    running.start()
+    running.join()
+    soon, *rest = naps
+    assert soon <= 1.5
+    assert all(duration >= 10 for duration in rest)
+
+
+def test_only_what_opens_more_work_makes_a_worker_ask_at_once(twin, dsn, client, db):
+    async def handler(batch, conn):
+        if batch.stage == "one":
+            batch.emit([1])
+
+    running = twin.worker(dsn, handler, "q", **QUICK)
+    worker, looks = running.worker, []
+    let_go = worker._let_go
+
+    def seen(batches, *, look=False):
+        looks.extend((batch.stage, look) for batch in batches)
+        let_go(batches, look=look)
+
+    worker._let_go = seen
+    client.enqueue_job("q")
+    client.enqueue_job("q", [1], stages=["one", "two"])
+    barred = client.enqueue_job("q", [1], stages=["first", "last"], barriers=["last"], seal=False)
+    client.add_items(barred, [1], "last")
+    client.seal_job(barred)
+    running.finish()
+    assert sorted(looks) == [
+        ("first", True),
+        ("last", False),
+        ("one", True),
+        ("process", False),
+        ("two", False),
+    ]
+
+
 def test_its_own_second_try_is_not_left_to_the_poll(twin, dsn, client, results, pauses):
     pauses(POLL=600)
 

@@ -410,14 +410,15 @@ class Worker:
             longest = POLL_LISTENING if self._hears else POLL
         if self._hears:
             longest = min(longest, POLL_HEARD)
-            # Whatever comes is told: no need to ask often at first.
+            # Whatever comes is told, but for what was on its way when the last answer was given and
+            # nobody yet knew that we wait: so ask soon once more, and then rarely.
             pause = max(pause, min(POLL, longest))
         # Jittered, so that many workers do not ask at the same moment.
         nap = min(pause, longest) * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets
         # What came due after the last question is not yet asked for.
         left = min(self._dues, default=inf) - monotonic()
         self._wake.wait(max(0.0, min(left, nap)))
-        return min(2 * pause, longest)
+        return longest if self._hears else min(2 * pause, longest)
 
     # Claiming from many jobs
 
@@ -549,7 +550,9 @@ class Worker:
         if together:
             self._finish(batch, started)
             return False
-        self._let_go([batch], look=recorded.stage_done or bool(result["next_items"]))
+        # Where its stage is done the next may have begun; where the job is, nothing comes after.
+        opens = recorded.stage_done and not recorded.job_done
+        self._let_go([batch], look=opens or bool(result["next_items"]))
         if tells_info(self._log):
             self._tell_recorded(batch, result, started, status=str(recorded.job_status))
             if recorded.job_done:
