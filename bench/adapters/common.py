@@ -31,10 +31,14 @@ def payload(at: float = 0.0) -> dict[str, Any]:
 
 
 class Tally:
-    """Counts handled jobs. `hit` may be called from any thread."""
+    """Counts handled jobs. `hit` may be called from any thread.
 
-    def __init__(self, jobs: int) -> None:
+    first: of how many at the beginning the waits stand apart.
+    """
+
+    def __init__(self, jobs: int, first: int = 0) -> None:
         self.jobs = jobs
+        self.first = first
         self.full = threading.Event()
         self.on_full: Any = None  # called once, from the thread of the last hit
         self._lock = threading.Lock()
@@ -62,13 +66,17 @@ class Tally:
                 self.on_full()
 
     def result(self) -> dict[str, float]:
-        """The jobs a second in the middle of the run, and the waits' p50 and p99 in seconds."""
+        """The jobs a second in the middle of the run, and the waits' p50 and p99 in seconds.
+
+        The longest wait of the first ones is `first`, and in neither of the two.
+        """
         if self._count < self.jobs:
             raise SystemExit(f"only {self._count} of {self.jobs} jobs were handled")
         (first, began), (last, ended) = sorted(self._marks.items())
         found = {"rate": (last - first) / max(ended - began, 1e-9)}
         if self._waits:
-            waits = sorted(self._waits)
+            found["first"] = max(self._waits[: self.first], default=0.0)
+            waits = sorted(self._waits[self.first :])
             found["p50"] = waits[len(waits) // 2]
             found["p99"] = waits[min(len(waits) - 1, int(len(waits) * 0.99))]
         return found
@@ -89,7 +97,7 @@ def main(adapter: Any) -> None:
         with adapter.producer(url) as enqueue:
             _produce(enqueue, options["jobs"], options["rate"])
     elif action == "work":
-        tally = Tally(options["jobs"])
+        tally = Tally(options["jobs"], options.get("first", 0))
         adapter.work(url, tally, options["setting"])
         result = dict(tally.result())
     elif action == "left":
