@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -202,10 +203,13 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its ended children; 0 where it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        # Its own from its clock (clock_getcpuclockid), in nanoseconds: the file has hundredths of
+        # a second, and of a hundred processes that hardly do anything that is all noise.
+        own = time.clock_gettime((~pid << 3) | 2)
     except OSError:
         return 0.0
     fields = text.rpartition(")")[2].split()
-    return sum(int(value) for value in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    return own + sum(int(value) for value in fields[13:15]) / os.sysconf("SC_CLK_TCK")
 
 
 def _processor() -> str:

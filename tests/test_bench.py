@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from bench import contest, growth, pgbench, report
 from bench.runner import Failure, Measurement, Results
+from bench.server import cpu_seconds
 from bench.workload import FORMS, Goal, judge, load, names
 from bench.workloads import waits
 
@@ -61,6 +64,13 @@ def test_of_a_pattern_the_best_counts_on_both_sides(goal: Goal, of: str, over: s
     verdict = judge(goal, "short", sides)
     assert verdict is not None
     assert (verdict.of, verdict.over) == (of, over)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the bench needs Linux")
+def test_processor_time_is_not_rounded_to_hundredths_of_a_second():
+    before = time.process_time()
+    own = cpu_seconds(os.getpid()) - sum(os.times()[2:4])  # its ended children's
+    assert before - 1e-6 <= own <= time.process_time() + 1e-6
 
 
 def test_a_goal_that_is_missed_does_not_hold():
