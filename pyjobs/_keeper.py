@@ -10,6 +10,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from pyjobs import _heartbeat
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from pyjobs._batch import Batch
 
 Key = tuple[int, int]
-# A lease so short, in seconds, that the process is started before there is one.
-SHORT = 20.0
 
 
 class LeaseKeeper:
@@ -52,7 +52,7 @@ class LeaseKeeper:
         self._closing = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
-        if lease < SHORT:
+        if lease < _heartbeat.SHORT:
             self.keep([])  # on a busy machine the lease might be over before the process is there
 
     def keep(self, batches: Sequence[Batch], age: float = 0.0) -> None:
@@ -100,7 +100,9 @@ class LeaseKeeper:
         # The same modules as here, however this process found them.
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "pyjobs._heartbeat"],
+            # By its path, since "-m" would import the package; -P: nothing in its folder is a
+            # module of another's.
+            [sys.executable, "-P", _heartbeat.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

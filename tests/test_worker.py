@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -20,7 +22,7 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 import pyjobs
-from pyjobs import Batch, JobStatus
+from pyjobs import Batch, JobStatus, _heartbeat
 from pyjobs._heartbeat import Heart
 from pyjobs._keeper import LeaseKeeper
 from pyjobs._log import get_logger
@@ -974,6 +976,23 @@ def test_a_heartbeat_is_due_by_the_age_of_the_lease_and_not_put_off():
     assert second > start
     heart.heed({"keep": [[1, 1], [2, 1]], "until": 100.0})
     assert heart.due == {(1, 1): first, (2, 1): second}
+
+
+def test_a_heartbeat_starts_without_the_package_and_without_psycopg():
+    """Both take longer to import than a set of quick jobs takes to work."""
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-Pc",
+            "import runpy, sys\n"
+            f"runpy.run_path({_heartbeat.__file__!r})\n"
+            "print({name.partition('.')[0] for name in sys.modules} & {'pyjobs', 'psycopg'})",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.strip() == "set()"
 
 
 # Settings and the log
