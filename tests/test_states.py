@@ -196,6 +196,21 @@ def test_final_is_final_for_the_owner_too(calls: Calls, state: str, change: str)
     assert calls.status(job) == state
 
 
+@pytest.mark.parametrize("state", ["PENDING", "RETRY"])
+@pytest.mark.parametrize("end", ["", ", status = 'SUCCESS', finished_at = now()"])
+@pytest.mark.parametrize(
+    "change", ["id = id + 1000", "queue = queue || 'x'", "run = run + 1", "created_at = now()"]
+)
+def test_what_a_job_is_does_not_change(calls: Calls, state: str, end: str, change: str) -> None:
+    """Not even in the update that ends it, for which alone the guard need not be called."""
+    job = MAKE[state](calls)
+    assert (
+        _refused(calls, f"update pyjobs_internal.job set {change}{end} where id = %s", job)
+        == "PJ003"
+    )
+    assert _refused(calls, "update pyjobs_internal.job set priority = 7 where id = %s", job) is None
+
+
 def test_only_a_final_job_is_deleted(calls: Calls) -> None:
     """And a job does not begin in the middle."""
     for state, make in MAKE.items():
