@@ -5,13 +5,13 @@
 --   job_ids  the jobs, each once, in order of service
 --   worker   who claims
 --   lease    for how long
--- Returns     the leased batches, in the order of their jobs
+-- Returns     the leased batches' ids, in the order of their jobs
 -- Raises      nothing
 -- Locks       the serving locks, shared, by try; the batches' rows; now and then as move_mark
 -- Called by   claim_from_offers
 create or replace function pyjobs_internal.claim_from_jobs(job_ids bigint[], worker text,
     lease interval)
-returns setof pyjobs.claimed_batch
+returns bigint[]
 language plpgsql
 as $$
 declare
@@ -25,50 +25,44 @@ begin
         where pg_try_advisory_xact_lock_shared(pyjobs_internal.serving_key(w.id))
         order by w.no);
 
-    -- Only now the status, afresh.
-    ids := array(
-        select first.id
+    -- Only now the status, afresh. What is looked up in a few rows or by the mark is a subquery for
+    -- each job, not a join or a call: either costs as much as the job's own rows.
+    ids := array_remove(array(
+        select (
+            select p.id from pyjobs_internal.batch p
+            where p.job_id = j.id and p.run = j.run and p.stage = j.stage
+                and p.state = 'pending' and p.due_at = '-infinity'
+                and p.pos >= coalesce((
+                    select m.pos from pyjobs_internal.claim_mark m
+                    where m.job_id = j.id and m.run = j.run and m.stage = j.stage
+                    order by m.job_id desc, m.run desc, m.stage desc, m.pos desc
+                    limit 1), 0)
+            order by p.job_id, p.run, p.stage, p.due_at, p.pos
+            limit 1
+            for update skip locked)
         from unnest(serving) with ordinality w (id, no)
         cross join lateral (
             select job.id, job.run, min(s.no) as stage
             from pyjobs_internal.job job
-            join pyjobs_internal.job_state state on state.status = job.status
             join pyjobs_internal.stage s
                 on s.job_id = job.id and s.run = job.run and s.open and not s.done
-            where job.id = w.id and state.claimable and not job.paused
-                and job.run_at <= this_moment
+            where job.id = w.id and not job.paused and job.run_at <= this_moment
+                and (select t.claimable from pyjobs_internal.job_state t
+                     where t.status = job.status)
                 and not exists (
                     select from pyjobs_internal.queue q where q.name = job.queue and q.paused)
             group by job.id
             having count(*) = 1) j
-        cross join lateral (
-            select p.id from pyjobs_internal.batch p
-            where p.job_id = j.id and p.run = j.run and p.stage = j.stage
-                and p.state = 'pending' and p.due_at = '-infinity'
-                and p.pos >= pyjobs_internal.low_water(j.id, j.run, j.stage)
-            order by p.job_id, p.run, p.stage, p.due_at, p.pos
-            limit 1
-            for update skip locked) first
-        order by w.no);
+        order by w.no), null);
     if cardinality(ids) = 0 then
-        return;
+        return ids;
     end if;
 
-    return query
-    with taken as (
-        update pyjobs_internal.batch o
-        set state = 'leased', lease_epoch = o.lease_epoch + 1, attempt = o.attempt + 1,
-            worker = claim_from_jobs.worker,
-            leased_at = this_moment, lease_expires_at = this_moment + claim_from_jobs.lease
-        where o.id = any (ids)
-        returning o.id, o.job_id, o.run, o.stage, o.lease_epoch, o.attempt, o.items,
-            o.lease_expires_at)
-    select t.job_id, t.run, t.id, t.lease_epoch, t.attempt, j.queue, s.key, j.params,
-        coalesce(t.items, jsonb_build_array(j.params)), t.lease_expires_at
-    from taken t
-    join pyjobs_internal.job j on j.id = t.job_id
-    join pyjobs_internal.stage s on s.job_id = t.job_id and s.run = t.run and s.no = t.stage
-    order by array_position(ids, t.id);
+    update pyjobs_internal.batch o
+    set state = 'leased', lease_epoch = o.lease_epoch + 1, attempt = o.attempt + 1,
+        worker = claim_from_jobs.worker,
+        leased_at = this_moment, lease_expires_at = this_moment + claim_from_jobs.lease
+    where o.id = any (ids);
 
     for b in
         select o.job_id, o.run, o.stage from pyjobs_internal.batch o
@@ -79,12 +73,14 @@ begin
     end loop;
 
     -- The mark "claimed since". Never awaited: first claims that overlap leave one each, and the
-    -- earliest counts.
+    -- earliest counts. Not "not exists": as a join it walks over the marks of all that are kept.
     insert into pyjobs_internal.job_start (job_id, at, era, run, worker, session_role)
     select j.id, this_moment, j.era, j.run, claim_from_jobs.worker, session_user
     from pyjobs_internal.job j
     where j.id = any (array(select o.job_id from pyjobs_internal.batch o where o.id = any (ids)))
-        and not exists (
-            select from pyjobs_internal.job_start m where m.job_id = j.id and m.era = j.era);
+        and (select true from pyjobs_internal.job_start m
+             where m.job_id = j.id and m.era = j.era
+             limit 1) is null;
+    return ids;
 end
 $$;

@@ -38,8 +38,8 @@ declare
     passed_job bigint;
     waiting bigint[];      -- jobs, in order of their turn
     free bigint[];         -- those of which we hold an offer
-    claimed pyjobs.claimed_batch;
-    given bigint[];        -- jobs that gave a batch
+    claimed bigint[];      -- batches
+    given bigint[];        -- jobs that gave them
 begin
     serving := array(
         select q.name from unnest(claim_from_offers.queues) q (name)
@@ -82,14 +82,19 @@ begin
                 end if;
                 free := array(select w.id from unnest(waiting) with ordinality w (id, no)
                               where w.id = any (free) order by w.no);
-                given := '{}';
-                for claimed in
-                    select * from pyjobs_internal.claim_from_jobs(
-                        free, claim_from_offers.worker, claim_from_offers.lease)
-                loop
-                    given := given || claimed.job_id;
-                    return next claimed;
-                end loop;
+                claimed := pyjobs_internal.claim_from_jobs(
+                    free, claim_from_offers.worker, claim_from_offers.lease);
+                return query
+                select b.job_id, b.run, b.id, b.lease_epoch, b.attempt, j.queue, s.key, j.params,
+                    coalesce(b.items, jsonb_build_array(j.params)), b.lease_expires_at
+                from pyjobs_internal.batch b
+                join pyjobs_internal.job j on j.id = b.job_id
+                join pyjobs_internal.stage s
+                    on s.job_id = b.job_id and s.run = b.run and s.no = b.stage
+                where b.id = any (claimed)
+                order by array_position(claimed, b.id);
+                given := array(
+                    select b.job_id from pyjobs_internal.batch b where b.id = any (claimed));
                 vain := vain + cardinality(free) - cardinality(given);
                 if cardinality(given) > 0 then
                     perform pyjobs_internal.settle_offers(given, true);

@@ -6,7 +6,7 @@
 --
 --   batch_ids     leased at this moment, under these epochs, as the caller has seen
 --   lease_epochs  the nth is the nth batch's
---   counters      the nth is the nth batch's
+--   counters      null: none have any; else the nth is the nth batch's
 -- Returns     the batches that it recorded
 -- Raises      as advance_job
 -- Locks       the batches' rows, ordered by job; the jobs' enders, by SKIP LOCKED; the jobs'
@@ -29,14 +29,18 @@ begin
     where o.id = any (record_plain.batch_ids)
     order by o.job_id, o.id
     for update;
+    -- Not joined with what is given, which the server would look through for each batch: "in ... is
+    -- true" is looked up in a hash table.
     with recorded as (
         update pyjobs_internal.batch o
         set state = 'recorded', closed_at = this_moment, lease_expires_at = null,
-            counters = nullif(l.counters, '{}')
-        from unnest(record_plain.batch_ids, record_plain.lease_epochs, record_plain.counters)
-            l (id, epoch, counters)
-        where o.id = any (record_plain.batch_ids) and o.id = l.id and o.lease_epoch = l.epoch
-            and o.lease_expires_at is not null
+            counters = nullif(record_plain.counters[
+                array_position(record_plain.batch_ids, o.id)], '{}')
+        where o.id = any (record_plain.batch_ids) and o.lease_expires_at is not null
+            and ((o.id, o.lease_epoch) in (
+                select l.id, l.epoch
+                from unnest(record_plain.batch_ids, record_plain.lease_epochs) l (id, epoch))
+                ) is true
         returning o.id)
     select coalesce(array_agg(r.id), '{}') into ids from recorded r;
 

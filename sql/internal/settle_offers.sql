@@ -36,7 +36,6 @@ begin
         select w.id from unnest(settle_offers.job_ids) w (id)
         where (
             select true from pyjobs_internal.job j
-            join pyjobs_internal.job_state state on state.status = j.status
             join pyjobs_internal.stage s
                 on s.job_id = j.id and s.run = j.run and s.open and not s.done
             cross join lateral (
@@ -50,7 +49,8 @@ begin
                         limit 1), 0))
                 order by b.job_id desc, b.run desc, b.stage desc, b.due_at desc, b.pos desc
                 limit 1) last
-            where j.id = w.id and state.claimable and not j.paused and j.run_at <= this_moment
+            where j.id = w.id and not j.paused and j.run_at <= this_moment
+                and (select t.claimable from pyjobs_internal.job_state t where t.status = j.status)
             limit 1));
     if cardinality(going) = 0 then
         others := settle_offers.job_ids;
@@ -94,7 +94,6 @@ begin
     delete from pyjobs_internal.offer o
     where o.id = any (ours) and (
         select true from pyjobs_internal.job j
-        join pyjobs_internal.job_state state on state.status = j.status
         join pyjobs_internal.stage s
             on s.job_id = j.id and s.run = j.run and s.open and not s.done
         cross join lateral (
@@ -108,7 +107,8 @@ begin
                     limit 1), 0))
             order by b.job_id desc, b.run desc, b.stage desc, b.due_at desc, b.pos desc
             limit 1) last
-        where j.id = o.job_id and state.claimable and not j.paused
+        where j.id = o.job_id and not j.paused
+            and (select t.claimable from pyjobs_internal.job_state t where t.status = j.status)
         limit 1) is null;
     get diagnostics n = row_count;
     if n = cardinality(ours) then

@@ -74,7 +74,7 @@ begin
         end loop;
     end if;
 
-    outcomes := array_fill(null::text, array[wanted]);
+    outcomes := array_fill('recorded'::text, array[wanted]);
     -- In the one order; neighbours of which each is all that its job has are recorded together, a
     -- thousand at most: looking results up in an array costs the square of its length.
     for part in
@@ -95,19 +95,17 @@ begin
         recorded := '{}';
         if part.plain then
             recorded := pyjobs_internal.record_plain(part.ids, part.epochs,
-                (select array_agg(coalesce(record_batches.counters -> (p.no - 1), '{}')
-                    order by p.place)
-                 from unnest(part.nos) with ordinality p (no, place)));
+                case when record_batches.counters is not null then (
+                    select array_agg(record_batches.counters -> (p.no - 1) order by p.place)
+                    from unnest(part.nos) with ordinality p (no, place)) end);
         end if;
+        continue when cardinality(recorded) = cardinality(part.ids);
         for b in
             select p.id, p.epoch, p.no
             from unnest(part.ids, part.epochs, part.nos) with ordinality p (id, epoch, no, place)
+            where p.id <> all (recorded)
             order by p.place
         loop
-            if b.id = any (recorded) then
-                outcomes[b.no] := 'recorded';
-                continue;
-            end if;
             select * into closed from pyjobs_internal.close_batch(b.id, b.epoch,
                 coalesce(record_batches.failed -> (b.no - 1), '[]'),
                 coalesce(record_batches.counters -> (b.no - 1), '{}'),
