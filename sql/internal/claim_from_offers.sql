@@ -46,13 +46,20 @@ begin
         where not exists (select from pyjobs_internal.queue p where p.name = q.name and p.paused));
 
     loop
-        select max(top.priority) into level
-        from unnest(serving) q (name)
-        cross join lateral (
+        -- The next that has a mark, unless one without lies above: what is before a mark is not
+        -- walked over. It may turn out to be empty.
+        select max(coalesce((
             select o.priority from pyjobs_internal.offer o
             where o.queue = q.name and o.priority < level
+                and o.priority > coalesce(marked.priority, -2147483649)
             order by o.queue, o.priority desc
-            limit 1) top;
+            limit 1), marked.priority)) into level
+        from unnest(serving) q (name)
+        left join lateral (
+            select m.priority from pyjobs_internal.offer_mark m
+            where m.queue = q.name and m.priority < level
+            order by m.queue, m.priority desc
+            limit 1) marked on true;
         exit when level is null;
 
         -- One of each of many jobs: those at the head whose offers nobody holds, in a few
@@ -62,9 +69,16 @@ begin
                 select w.job_id from (
                     select due.job_id, due.due_at, due.id
                     from unnest(serving) q (name)
+                    left join lateral (
+                        select m.due_at, m.after_id from pyjobs_internal.offer_mark m
+                        where m.queue = q.name and m.priority = level
+                        order by m.queue, m.priority desc, m.id desc
+                        limit 1) mark on true
                     cross join lateral (
                         select o.job_id, o.due_at, o.id from pyjobs_internal.offer o
                         where o.queue = q.name and o.priority = level and o.due_at <= this_moment
+                            and (o.due_at, o.id) > (coalesce(mark.due_at, '-infinity'),
+                                coalesce(mark.after_id, 0))
                         order by o.queue, o.priority desc, o.due_at, o.id
                         limit wanted) due
                     order by due.due_at, due.id
@@ -98,6 +112,9 @@ begin
                 vain := vain + cardinality(free) - cardinality(given);
                 if cardinality(given) > 0 then
                     perform pyjobs_internal.settle_offers(given, true);
+                    if pyjobs_internal.mark_due(given[1], 8 * cardinality(given)) then
+                        perform pyjobs_internal.move_offer_mark(claimed.queue, level::int);
+                    end if;
                     served := served || given;
                     wanted := wanted - cardinality(given);
                     if wanted = 0 then
@@ -115,16 +132,25 @@ begin
         loop
             fetched := 0;
             for offer in
-                select o.id, o.job_id, o.due_at,
+                select o.id, o.job_id, o.due_at, o.queue,
                        count(*) over () < chunk
                            and min(o.job_id) over () = max(o.job_id) over () as alone
                 from (
-                    select due.id, due.job_id, due.due_at
+                    select due.id, due.job_id, due.due_at, q.name as queue
                     from unnest(serving) q (name)
+                    left join lateral (
+                        select m.due_at, m.after_id,
+                            (m.due_at, m.after_id) > (last_due, last_id) as ahead
+                        from pyjobs_internal.offer_mark m
+                        where m.queue = q.name and m.priority = level
+                        order by m.queue, m.priority desc, m.id desc
+                        limit 1) mark on true
                     cross join lateral (
                         select w.id, w.job_id, w.due_at from pyjobs_internal.offer w
                         where w.queue = q.name and w.priority = level and w.due_at <= this_moment
-                            and (w.due_at, w.id) > (last_due, last_id)
+                            and (w.due_at, w.id) > (
+                                case when mark.ahead then mark.due_at else last_due end,
+                                case when mark.ahead then mark.after_id else last_id end)
                         order by w.queue, w.priority desc, w.due_at, w.id
                         limit chunk) due
                     order by due.due_at, due.id
@@ -159,11 +185,19 @@ begin
                     end if;
                 end if;
 
-                return query select * from pyjobs_internal.claim_from_job(
-                    offer.job_id, claim_from_offers.worker, claim_from_offers.max_batches,
-                        claim_from_offers.lease);
+                for claimed in
+                    select * from pyjobs_internal.claim_from_job(
+                        offer.job_id, claim_from_offers.worker, claim_from_offers.max_batches,
+                            claim_from_offers.lease)
+                loop
+                    return next claimed;
+                end loop;
                 if found then
                     perform pyjobs_internal.settle_offers(array[offer.job_id], mine);
+                    -- For about one in 64.
+                    if pyjobs_internal.mark_due(claimed.batch_id, 8) then
+                        perform pyjobs_internal.move_offer_mark(offer.queue, level::int);
+                    end if;
                     wanted := wanted - 1;
                     if wanted = 0 then
                         return;

@@ -23,7 +23,7 @@ begin
     select o.run_at, o.priority, o.queue into j
     from pyjobs_internal.job o
     where o.id = offer_job.job_id;
-    due := greatest(pyjobs_internal.clock(), offer_job.due_at, j.run_at);
+    due := greatest(pyjobs_internal.offer_time(), offer_job.due_at, j.run_at);
     if pg_try_advisory_xact_lock_shared(pyjobs_internal.offer_key(offer_job.job_id)) then
         perform from pyjobs_internal.offer o where o.job_id = offer_job.job_id and o.due_at <= due;
         if found then

@@ -20,7 +20,7 @@ returns void
 language plpgsql
 as $$
 declare
-    this_moment timestamptz := pyjobs_internal.clock();
+    this_moment timestamptz := pyjobs_internal.offer_time();
     going bigint[];   -- jobs that have something now
     others bigint[];  -- those that have not, or too many offers
     ours bigint[];

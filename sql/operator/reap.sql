@@ -38,6 +38,7 @@ begin
             done := done || array(select row(r.*)::pyjobs.reaped
                 from pyjobs_internal.revoke_stale(reap.stale_after, until) r);
         end if;
+        perform pyjobs_internal.tidy_offer_marks();
         if reap.dry_run then
             raise exception using errcode = 'PJ0RB';
         end if;

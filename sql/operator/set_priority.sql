@@ -25,7 +25,12 @@ begin
     begin
         update pyjobs_internal.job o set priority = set_priority.priority where o.id = j.id;
         perform pyjobs_internal.bound_wait(until);
-        update pyjobs_internal.offer o set priority = set_priority.priority where o.job_id = j.id;
+        -- At the end of its new level: below that one's mark it would not be found.
+        update pyjobs_internal.offer o
+        set priority = set_priority.priority,
+            due_at = case when o.priority = set_priority.priority then o.due_at
+                else greatest(o.due_at, pyjobs_internal.offer_time()) end
+        where o.job_id = j.id;
     exception when lock_not_available or deadlock_detected then
         perform pyjobs_internal.raise_in_the_way(j.id, true);
     end;

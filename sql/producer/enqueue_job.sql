@@ -67,8 +67,8 @@ begin
         select n.id, n.id, made, 1, 1, 1
         from (select nextval('pyjobs_internal.batch_id') as id) n;
         insert into pyjobs_internal.offer (job_id, due_at, priority, queue)
-        values (made, greatest(this_moment, enqueue_job.run_at), enqueue_job.priority,
-            enqueue_job.queue);
+        values (made, greatest(pyjobs_internal.offer_time(), enqueue_job.run_at),
+            enqueue_job.priority, enqueue_job.queue);
         perform pyjobs_internal.wake_workers(enqueue_job.queue);
         return made;
     end if;
@@ -141,8 +141,8 @@ begin
     if not enqueue_job.hold then
         if batches > 0 then
             insert into pyjobs_internal.offer (job_id, due_at, priority, queue)
-            values (made, greatest(this_moment, enqueue_job.run_at), enqueue_job.priority,
-                enqueue_job.queue);
+            values (made, greatest(pyjobs_internal.offer_time(), enqueue_job.run_at),
+                enqueue_job.priority, enqueue_job.queue);
             perform pyjobs_internal.wake_workers(enqueue_job.queue);
         elsif enqueue_job.seal then
             perform pyjobs_internal.advance_job(made, true, 'enqueue_job');

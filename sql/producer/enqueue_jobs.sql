@@ -42,8 +42,9 @@ begin
     select n.batch_id, n.batch_id, n.id, 1, 1, 1
     from (select nextval('pyjobs_internal.batch_id') as batch_id, m.id from unnest(made) m (id)) n;
     insert into pyjobs_internal.offer (job_id, due_at, priority, queue)
-    select m.id, greatest(this_moment, enqueue_jobs.run_at), enqueue_jobs.priority,
-        enqueue_jobs.queue from unnest(made) m (id);
+    select m.id, greatest((select pyjobs_internal.offer_time()), enqueue_jobs.run_at),
+        enqueue_jobs.priority, enqueue_jobs.queue
+    from unnest(made) m (id);
     if made <> '{}' then
         perform pyjobs_internal.wake_workers(enqueue_jobs.queue);
     end if;

@@ -352,6 +352,19 @@ begin
     where (audit_job.job_id is null or b.job_id = audit_job.job_id)
         and b.state = 'pending' and b.due_at = '-infinity' and b.pos < m.pos;
 
+    -- The same of offers.
+    return query
+    select o.job_id, null::text, format('time of offer %s', o.id), o.due_at::text,
+        format('at least %s, the low-water mark', m.due_at)
+    from pyjobs_internal.offer o
+    cross join lateral (
+        select n.due_at, n.after_id from pyjobs_internal.offer_mark n
+        where n.queue = o.queue and n.priority = o.priority
+        order by n.queue, n.priority desc, n.id desc
+        limit 1) m
+    where (audit_job.job_id is null or o.job_id = audit_job.job_id)
+        and (o.due_at, o.id) <= (m.due_at, m.after_id);
+
     -- What is left of a job that is not there.
     if audit_job.job_id is null then
         return query

@@ -136,6 +136,8 @@ def prepare(conn: psycopg.Connection[Any], size: int) -> None:
         "create table public.kept_items as"
         " select jsonb_agg(md5(i::text)) as items from generate_series(1, 1000) i"
     )
+    # Marks of offers that newer ones stand for.
+    owner.do("select from pyjobs.reap()")
     # Whether a worker's name is written depends on the clock.
     owner.ask("w", "nothing")
     owner.do("update pyjobs_internal.worker set last_seen = 'infinity', last_empty_at = 'infinity'")
