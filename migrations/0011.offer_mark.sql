@@ -1,7 +1,11 @@
 -- The low-water marks of offers: where a claim that may take any job begins to look, so that it
 -- does not walk over the index entries of all offers that were served or withdrawn before (they
--- stay while any transaction is older than they, and after that until a vacuum).
--- Locks: nothing that exists; it only adds. Safe to run twice.
+-- stay while any transaction is older than they, and after that until a vacuum). And a job's offers
+-- are found by time, so that neither does who looks for them walk over all their former places.
+-- Locks: writers of offer while its index is built, which is short as the offers are few; then
+-- offer, exclusively and briefly, in a transaction of its own. Whoever waits for such a lock makes
+-- all others wait, so it waits for a second at a time. Safe to run twice.
+-- transactional: false
 -- depends: 0009.storage
 
 -- "No offer of this queue and priority comes before due_at and after_id (included), in order of
@@ -21,3 +25,39 @@ create table if not exists pyjobs_internal.offer_mark (
 -- Which levels of a queue have marks, and which is the newest?
 create index if not exists offer_mark_of_level on pyjobs_internal.offer_mark (queue,
     priority desc, id desc);
+
+-- Which offers has this job, from when on?
+do $$
+begin
+    for attempt in 1 .. 300 loop
+        begin
+            perform set_config('lock_timeout', '1s', true);
+            create index if not exists offer_of_job_by_time on pyjobs_internal.offer
+                (job_id, due_at);
+            exit;
+        exception when lock_not_available then
+            if attempt = 300 then
+                raise;
+            end if;
+            perform pg_sleep(0.2);
+        end;
+    end loop;
+end
+$$;
+
+do $$
+begin
+    for attempt in 1 .. 300 loop
+        begin
+            perform set_config('lock_timeout', '1s', true);
+            drop index if exists pyjobs_internal.offer_of_job;
+            exit;
+        exception when lock_not_available then
+            if attempt = 300 then
+                raise;
+            end if;
+            perform pg_sleep(0.2);
+        end;
+    end loop;
+end
+$$;

@@ -5,7 +5,9 @@ looked: ``python -m tests.costs --write`` keeps the new figures, and the change 
 
 Broken by hand, each seen red: one more index that every record writes (kept: records), a look
 at the open batches that orders them by no index (more where there is more), a claim that asks
-for all that waits (more; sorted), offers locked that are not served (kept: locked).
+for all that waits (more; sorted), offers locked that are not served (kept: locked); claims without
+the marks of offers, offers that keep their ids, all places of a job's offers looked at when it is
+served, withdrawn or offered again (an old snapshot).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import pytest
 from pyjobs import embedded, migrate
 from tests import costs
 from tests.costs.__main__ import SIZE
+from tests.support.calls import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 LARGE = 4 * SIZE
 # What a sort or a hash may hold: what one call was given, and not what is there.
 FEW = 350
+NUMBERS = "(select jsonb_agg(i) from generate_series(1, {}) i)"
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +106,66 @@ def test_no_call_reads_a_whole_table_or_sorts_more_than_it_was_given(large):
             elif looked_at - rows > FEW:
                 wrong.append(f"{name}: looks through {node.get('Index Name')}")
     assert sorted(set(wrong)) == []
+
+
+def entries(conn: psycopg.Connection[Any], call: str) -> int:
+    """How many index entries a call reads, dead ones too. Nothing of it is left."""
+    read = (
+        "select sum(pg_stat_get_xact_tuples_returned(indexrelid))::int from pg_index"
+        " where indrelid in (select oid from pg_class"
+        " where relnamespace = 'pyjobs_internal'::regnamespace)"
+    )
+    conn.execute("begin")
+    before = conn.execute(read.encode()).fetchone()
+    conn.execute(f"select * from pyjobs.{call}".encode())
+    after = conn.execute(read.encode()).fetchone()
+    conn.execute("rollback")
+    return int(after[0] - before[0])  # type: ignore[index]
+
+
+def test_no_call_costs_more_after_many_under_an_old_snapshot(tables):
+    """Nothing that has died since can be removed: it must not lie where a call looks."""
+    with tables(1) as conn, psycopg.connect(conn.info.dsn) as reader:
+        Calls(conn).mark_every_claim()
+        conn.execute("set enable_seqscan = off")
+        # Enough that no index gets a level more.
+        for _ in range(3):
+            conn.execute(f"select pyjobs.enqueue_job('turn', {NUMBERS.format(1000)})".encode())
+        conn.execute(f"select pyjobs.enqueue_jobs('small', {NUMBERS.format(2000)})".encode())
+        conn.execute("select pyjobs.enqueue_job('refilled', '[]', seal => false)")
+        for _ in range(5):
+            conn.execute("select from pyjobs.claim_jobs('w', '{small}', 200)")
+        conn.execute("vacuum analyze")
+        reader.execute("set transaction isolation level repeatable read")
+        reader.execute("select from pyjobs.job")
+        calls = {
+            "of many in turn": "claim_next_job('turn', '{turn}')",
+            "of small ones": "claim_next_job('small', '{small}')",
+            "of sets": "claim_jobs('small', '{small}', 20)",
+            "of sets in turn": "claim_jobs('turn', '{turn}', 3)",
+            "of all": "claim_next_job('all', '{turn,small,refilled,none}')",
+            "enqueue": "enqueue_job('small')",
+            "refill": "add_items((select id from pyjobs.job where queue = 'refilled'), '[1]')",
+            "the last": "claim_next_job('refilled', '{refilled}')",
+        }
+        took = []
+        for _ in range(2):
+            for _ in range(150):
+                conn.execute("select pyjobs.enqueue_job('small')")
+                conn.execute(f"select pyjobs.{calls['refill']}".encode())
+                for queue in ("small", "turn", "refilled"):
+                    conn.execute(
+                        "select pyjobs.record_batch(batch_id, lease_epoch)"
+                        " from pyjobs.claim_next_job(%s, %s)",
+                        [queue, [queue]],
+                    )
+            found = {}
+            for name, call in calls.items():
+                if name == "the last":
+                    conn.execute(f"select pyjobs.{calls['refill']}".encode())
+                found[name] = costs.measure(conn, call).pages
+                found[f"{name}, entries"] = entries(conn, call)
+            conn.execute(f"select from pyjobs.{calls['the last']}".encode())
+            took.append(found)
+    few, many = took
+    assert {name: pages for name, pages in many.items() if pages > 1.1 * few[name] + 8} == {}

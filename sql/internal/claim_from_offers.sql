@@ -37,6 +37,7 @@ declare
     passed bigint[];       -- jobs that others are serving
     passed_job bigint;
     waiting bigint[];      -- jobs, in order of their turn
+    since timestamptz;     -- the first of their offers
     free bigint[];         -- those of which we hold an offer
     claimed bigint[];      -- batches
     given bigint[];        -- jobs that gave them
@@ -65,8 +66,10 @@ begin
         -- One of each of many jobs: those at the head whose offers nobody holds, in a few
         -- statements. What that leaves is found one by one, and so is all after many in vain.
         if wanted > 1 and claim_from_offers.max_batches = 1 and vain < 100 then
-            waiting := array(
-                select w.job_id from (
+            select coalesce(array_agg(w.job_id order by w.due_at, w.id), '{}'), min(w.due_at)
+            into waiting, since
+            from (
+                select w.job_id, min(w.due_at) as due_at, min(w.id) as id from (
                     select due.job_id, due.due_at, due.id
                     from unnest(serving) q (name)
                     left join lateral (
@@ -84,12 +87,12 @@ begin
                     order by due.due_at, due.id
                     limit wanted) w
                 where w.job_id <> all (served)
-                group by w.job_id
-                order by min(w.due_at), min(w.id));
+                group by w.job_id) w;
             if cardinality(waiting) > 1 then
                 free := array(
                     select o.job_id from pyjobs_internal.offer o
-                    where o.job_id = any (waiting) and o.due_at <= this_moment
+                    where o.job_id = any (waiting)
+                        and o.due_at >= since and o.due_at <= this_moment
                     for update skip locked);
                 if nextval('pyjobs_internal.offer_pass') % 8 = 0 then
                     free := free || waiting[1];
@@ -111,7 +114,7 @@ begin
                     select b.job_id from pyjobs_internal.batch b where b.id = any (claimed));
                 vain := vain + cardinality(free) - cardinality(given);
                 if cardinality(given) > 0 then
-                    perform pyjobs_internal.settle_offers(given, true);
+                    perform pyjobs_internal.settle_offers(given, true, since);
                     if pyjobs_internal.mark_due(given[1], 8 * cardinality(given)) then
                         perform pyjobs_internal.move_offer_mark(claimed.queue, level::int);
                     end if;
@@ -193,7 +196,8 @@ begin
                     return next claimed;
                 end loop;
                 if found then
-                    perform pyjobs_internal.settle_offers(array[offer.job_id], mine);
+                    perform pyjobs_internal.settle_offers(array[offer.job_id], mine,
+                        offer.due_at);
                     -- For about one in 64.
                     if pyjobs_internal.mark_due(claimed.batch_id, 8) then
                         perform pyjobs_internal.move_offer_mark(offer.queue, level::int);
@@ -205,7 +209,8 @@ begin
                     served := served || offer.job_id;
                 else
                     vain := vain + 1;
-                    perform pyjobs_internal.settle_offers(array[offer.job_id], false);
+                    perform pyjobs_internal.settle_offers(array[offer.job_id], false,
+                        offer.due_at);
                 end if;
             end loop;
             exit when fetched < chunk;
@@ -220,7 +225,8 @@ begin
             if found then
                 wanted := wanted - 1;
                 served := served || passed_job;
-                perform pyjobs_internal.settle_offers(array[passed_job], false);
+                perform pyjobs_internal.settle_offers(array[passed_job], false,
+                    '-infinity');
                 if wanted = 0 then
                     return;
                 end if;

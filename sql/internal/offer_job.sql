@@ -25,7 +25,14 @@ begin
     where o.id = offer_job.job_id;
     due := greatest(pyjobs_internal.offer_time(), offer_job.due_at, j.run_at);
     if pg_try_advisory_xact_lock_shared(pyjobs_internal.offer_key(offer_job.job_id)) then
-        perform from pyjobs_internal.offer o where o.job_id = offer_job.job_id and o.due_at <= due;
+        -- None below the mark: those that are no more lie there.
+        perform from pyjobs_internal.offer o
+        where o.job_id = offer_job.job_id and o.due_at <= due
+            and o.due_at >= coalesce((
+                select m.due_at from pyjobs_internal.offer_mark m
+                where m.queue = j.queue and m.priority = j.priority
+                order by m.queue, m.priority desc, m.id desc
+                limit 1), '-infinity');
         if found then
             return;
         end if;

@@ -9,13 +9,16 @@
 --   job_ids  the jobs, each once
 --   move     true: others wait, and we hold an offer of each, or take what is free; false: who has
 --            more stays where he is
+--   since    no offer of theirs that is due before is looked at: it may stay, and do no harm.
+--            Otherwise this walks over all places that the jobs' offers ever had
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       of jobs that have nothing now, or more than a few offers: the offers' advisory
 --             locks, exclusively, by try; the jobs' offers that are free; without move, of those
 --             jobs only that have nothing now
 -- Called by   claim_from_offers, cancel_job
-create or replace function pyjobs_internal.settle_offers(job_ids bigint[], move boolean)
+create or replace function pyjobs_internal.settle_offers(
+    job_ids bigint[], move boolean, since timestamptz)
 returns void
 language plpgsql
 as $$
@@ -58,12 +61,14 @@ begin
         if settle_offers.move then
             ours := array(
                 select f.id from pyjobs_internal.offer f
-                where f.job_id = any (going) and f.due_at <= this_moment
+                where f.job_id = any (going)
+                    and f.due_at >= settle_offers.since and f.due_at <= this_moment
                 for update skip locked);
             -- Their priority too: whoever made an offer may have read an older one, and who sets it
-            -- may have come before our lock: so in a statement of its own.
+            -- may have come before our lock: so in a statement of its own. And a new id: the server
+            -- makes sure that an id is the only one, and would walk over all that it was before.
             update pyjobs_internal.offer o
-            set due_at = this_moment,
+            set id = default, due_at = this_moment,
                 priority = (select j.priority from pyjobs_internal.job j where j.id = o.job_id)
             where o.id = any (ours);
             if cardinality(ours) > cardinality(going) then
@@ -87,7 +92,7 @@ begin
     -- that we may not have seen. One condition: of two the server may try the lock first.
     ours := array(
         select o.id from pyjobs_internal.offer o
-        where o.job_id = any (others)
+        where o.job_id = any (others) and o.due_at >= settle_offers.since
             and case when o.job_id = any (others)
                 then pg_try_advisory_xact_lock(pyjobs_internal.offer_key(o.job_id)) end
         for update skip locked);
@@ -134,12 +139,12 @@ begin
     end if;
     if later is not null then
         update pyjobs_internal.offer o
-        set due_at = dues[array_position(later, o.id)]
+        set id = default, due_at = dues[array_position(later, o.id)]
         where o.id = any (later);
     end if;
     if settle_offers.move and moved is not null then
         update pyjobs_internal.offer o
-        set due_at = this_moment,
+        set id = default, due_at = this_moment,
             priority = (select j.priority from pyjobs_internal.job j where j.id = o.job_id)
         where o.id = any (moved);
     end if;

@@ -55,7 +55,7 @@ begin
     if settled and none_out then
         perform pyjobs_internal.transition_job(j.id, 'REVOKED', 'cancel_job', cancel_job.reason);
         -- Thousands of cancelled jobs would else be left to the next claims to look through.
-        perform pyjobs_internal.settle_offers(array[j.id], false);
+        perform pyjobs_internal.settle_offers(array[j.id], false, '-infinity');
         return 'REVOKED';
     end if;
     if j.status = 'CANCELING' then
