@@ -4,20 +4,25 @@ A transaction, somebody's report say, holds the oldest snapshot while 16 session
 no dead row or index entry can be removed, and queues that look for work from the head of an index
 slow down within minutes. One big job; small jobs, of which each that ends is replaced by a new
 one; and both at once, half the sessions each. The last tenth of the time is held against the first.
+Beside it the bare guarded update by primary key in a table without any other index, which no dead
+row or entry can slow down: where its rate falls as well, the machine's did.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import fill
 from bench.workload import Goal, Measured
 from bench.workloads.fused import FUSED
+from bench.workloads.record import UPDATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from psycopg import Connection
 
     from bench.pgbench import Load
     from bench.server import Bench
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Size:
     seconds: int
-    batches: int  # of the big job: more than can be recorded in the time
+    batches: int  # of the big job, and bare rows: more than can be recorded in the time
     jobs: int  # small ones waiting, all the time
     sessions: int = 16
 
@@ -66,20 +71,27 @@ def over(load: Load) -> float:
 
 
 def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
-    def measure(bench: Bench, *, big: bool, small: bool) -> Measured:
-        each = size.sessions // 2 if big and small else size.sessions
+    def fill_big(conn: Connection[Any]) -> dict[str, int]:
+        return {"job": fill.big_job(conn, size.batches), "batch_id": 0, "lease_epoch": 0}
+
+    def fill_small(conn: Connection[Any]) -> dict[str, int]:
+        conn.execute(
+            "select count(pyjobs.enqueue_job('small')) from generate_series(1, %s)", [size.jobs]
+        )
+        return {}
+
+    def fill_bare(conn: Connection[Any]) -> dict[str, int]:
+        rows = size.batches * 2
+        conn.execute("insert into bare.batch select generate_series(1, %s)", [rows])
+        return {"i": -1, "low": 1, "sessions": size.sessions}
+
+    scripts = {
+        "big": (FUSED, fill_big), "small": (SMALL, fill_small), "bare": (UPDATE, fill_bare)
+    }  # fmt: skip
+
+    def measure(bench: Bench, *loads: str) -> Measured:
         with bench.database() as url, bench.connect(url) as conn:
-            scripts: dict[str, tuple[str, dict[str, int]]] = {}
-            if big:
-                job = fill.big_job(conn, size.batches)
-                variables = {"job": job, "batch_id": 0, "lease_epoch": 0}
-                scripts["big"] = (FUSED, variables)
-            if small:
-                conn.execute(
-                    "select count(pyjobs.enqueue_job('small')) from generate_series(1, %s)",
-                    [size.jobs],
-                )
-                scripts["small"] = (SMALL, {})
+            variables = {name: scripts[name][1](conn) for name in loads}
             fill.settle(conn)
             with bench.connect(url) as reader, ExitStack() as stack:
                 reader.execute("begin isolation level repeatable read")
@@ -88,29 +100,30 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
                     name: stack.enter_context(
                         bench.start_load(
                             url,
-                            script,
-                            sessions=each,
+                            scripts[name][0],
+                            sessions=size.sessions // len(loads),
                             seconds=size.seconds,
-                            variables=variables,
+                            variables=variables[name],
                         )
                     )
-                    for name, (script, variables) in scripts.items()
+                    for name in loads
                 }
-                loads = {name: load.finish() for name, load in running.items()}
+                done = {name: load.finish() for name, load in running.items()}
                 reader.execute("rollback")
-        figures = {"rate": sum(load.rate for load in loads.values())}
-        for name, load in loads.items():
-            figures["last / first" + (f", {name}" if big and small else "")] = over(load)
+        figures = {"rate": sum(load.rate for load in done.values())}
+        for name, load in done.items():
+            figures["last / first" + (f", {name}" if len(loads) > 1 else "")] = over(load)
         return Measured(
             figures,
             {
                 f"batches a second over time, {name}": load.over_time()
-                for name, load in loads.items()
+                for name, load in done.items()
             },
         )
 
     return {
-        "one big job": lambda bench: measure(bench, big=True, small=False),
-        "small jobs": lambda bench: measure(bench, big=False, small=True),
-        "both": lambda bench: measure(bench, big=True, small=True),
+        "one big job": lambda bench: measure(bench, "big"),
+        "small jobs": lambda bench: measure(bench, "small"),
+        "both": lambda bench: measure(bench, "big", "small"),
+        "bare update": lambda bench: measure(bench, "bare"),
     }
