@@ -12,7 +12,7 @@
 -- Locks: the table, against vacuum and other changes of it (SHARE UPDATE EXCLUSIVE), briefly;
 -- neither readers nor writers wait. The rows that are there stay where they are. What an operator
 -- has set stays. Safe to run twice.
--- depends: 0009.storage
+-- depends: 0011.offer_mark
 
 do $$
 begin

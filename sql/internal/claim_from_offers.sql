@@ -41,6 +41,7 @@ declare
     free bigint[];         -- those of which we hold an offer
     claimed bigint[];      -- batches
     given bigint[];        -- jobs that gave them
+    taken pyjobs.claimed_batch;
 begin
     serving := array(
         select q.name from unnest(claim_from_offers.queues) q (name)
@@ -116,7 +117,8 @@ begin
                 if cardinality(given) > 0 then
                     perform pyjobs_internal.settle_offers(given, true, since);
                     if pyjobs_internal.mark_due(given[1], 8 * cardinality(given)) then
-                        perform pyjobs_internal.move_offer_mark(claimed.queue, level::int);
+                        perform pyjobs_internal.move_offer_mark(j.queue, level::int)
+                        from pyjobs_internal.job j where j.id = given[1];
                     end if;
                     served := served || given;
                     wanted := wanted - cardinality(given);
@@ -188,18 +190,18 @@ begin
                     end if;
                 end if;
 
-                for claimed in
+                for taken in
                     select * from pyjobs_internal.claim_from_job(
                         offer.job_id, claim_from_offers.worker, claim_from_offers.max_batches,
                             claim_from_offers.lease)
                 loop
-                    return next claimed;
+                    return next taken;
                 end loop;
                 if found then
                     perform pyjobs_internal.settle_offers(array[offer.job_id], mine,
                         offer.due_at);
                     -- For about one in 64.
-                    if pyjobs_internal.mark_due(claimed.batch_id, 8) then
+                    if pyjobs_internal.mark_due(taken.batch_id, 8) then
                         perform pyjobs_internal.move_offer_mark(offer.queue, level::int);
                     end if;
                     wanted := wanted - 1;
