@@ -25,6 +25,8 @@ NAMES = [
     "'{{a},{b}}'",
     "array['']",
     "array_fill('x'::text, array[101])",
+    "'{null}'",
+    "array[repeat('x', 201)]",
 ]
 COUNT = ["null", "0", "-1", "1000001"]
 LEASE = ["null", "'0'", "'-1 second'", "'1 day 1 second'", "'1 month'", "'infinity'", "'-infinity'"]
