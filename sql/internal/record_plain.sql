@@ -74,6 +74,10 @@ begin
     from pyjobs_internal.batch o
     where o.id = any (ids) and j.id = any (jobs) and j.id = o.job_id;
 
+    -- A batch a job: none has changed.
+    if cardinality(jobs) = cardinality(ids) then
+        return ids;
+    end if;
     for b in
         select o.job_id, o.worker from pyjobs_internal.batch o
         where o.id = any (ids) and o.job_id <> all (jobs)
