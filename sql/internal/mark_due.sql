@@ -1,12 +1,13 @@
--- pyjobs_internal.mark_due: is it time to move the low-water mark?
+-- pyjobs_internal.mark_due: is it time to move a low-water mark?
 --   For about one batch in 512, told by its id: no counter is kept, and a small job is spared.
 --
 --   first    the id of the first batch that was claimed
---   batches  how many were claimed
+--   batches  how many were claimed; for the mark of offers, which is moved more often, eight times
+--            as many
 -- Returns     whether it is
 -- Raises      nothing
 -- Locks       nothing
--- Called by   claim_from_job
+-- Called by   claim_from_job, claim_from_jobs, claim_from_offers
 create or replace function pyjobs_internal.mark_due(first bigint, batches int)
 returns boolean
 language sql immutable parallel safe

@@ -1,4 +1,4 @@
--- pyjobs.set_priority: change whose turn comes first.
+-- pyjobs.set_priority: change whose turn comes first. At a new priority the job comes last.
 --
 --   job_id    the job; not final
 --   priority  higher first
