@@ -49,7 +49,7 @@ class System:
 
 
 SYSTEMS = [
-    System("pyjobs", "on_pyjobs", None, (8, -16, 100, -100), 4, history=True, lacks="-"),
+    System("pyjobs", "on_pyjobs", None, (8, -16, 100, -100, -200), 4, history=True, lacks="-"),
     System("bare", "on_bare", None, (10, 100), 10, history=False,
            lacks="owner check, expiry of leases, retries, history, any notion of a job's end"),
     System("pgmq", "on_pgmq", "pgmq", (10, 100), 10, history=True,
