@@ -14,7 +14,7 @@
 -- Raises      nothing
 -- Locks       offers, by SKIP LOCKED; then as claim_from_job, claim_from_jobs and settle_offers;
 --             now and then it adds a mark (move_offer_mark)
--- Called by   claim_next_job, claim_jobs
+-- Called by   claim_next_job, claim_jobs, record_and_claim
 create or replace function pyjobs_internal.claim_from_offers(
     worker text, queues text[], max_jobs int, max_batches int, lease interval)
 returns setof pyjobs.claimed_batch

@@ -6,7 +6,7 @@
 -- Returns     the next stage's number; null where this was the last
 -- Raises      nothing
 -- Locks       the stage's row and the next one's; the stage's marks
--- Called by   advance_job
+-- Called by   advance_job, finalize_job
 create or replace function pyjobs_internal.complete_stage(job_id bigint, run int, stage smallint)
 returns smallint
 language plpgsql

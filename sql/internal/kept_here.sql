@@ -7,7 +7,7 @@
 -- Returns     whether it has
 -- Raises      nothing
 -- Locks       nothing
--- Called by   look_after, expire_leases
+-- Called by   close_batch, release_batch, expire_leases
 create or replace function pyjobs_internal.kept_here(batch_id bigint)
 returns boolean
 language sql volatile

@@ -6,7 +6,7 @@
 -- Returns     nothing
 -- Raises      as advance_job
 -- Locks       as advance_job
--- Called by   close_batch, release_batch, expire_leases
+-- Called by   close_batch, record_plain, release_batch, expire_leases
 create or replace function pyjobs_internal.look_after(job_id bigint, kept boolean, by text)
 returns void
 language plpgsql

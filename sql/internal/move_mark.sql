@@ -11,7 +11,7 @@
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       the stage's arrival lock, exclusively, by try, for one look
--- Called by   claim_from_job
+-- Called by   claim_from_job, claim_from_jobs
 create or replace function pyjobs_internal.move_mark(job_id bigint, run int, stage smallint)
 returns void
 language plpgsql

@@ -10,8 +10,8 @@
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       the offer's advisory lock, shared, by try; as wake_workers
--- Called by   enqueue_job, add_items, record_batch (items for the next stage), complete_stage,
---             return_batch, expire_leases, resume_job, resolve_job, retry_job
+-- Called by   add_items, close_batch (items for the next stage), complete_stage, release_job,
+--             resolve_job, retry_job, return_batch, set_paused
 create or replace function pyjobs_internal.offer_job(job_id bigint, due_at timestamptz default null)
 returns void
 language plpgsql

@@ -6,7 +6,7 @@
 -- Returns     the lock's key
 -- Raises      nothing
 -- Locks       nothing itself
--- Called by   offer_job, settle_offers, set_priority
+-- Called by   offer_job, settle_offers
 create or replace function pyjobs_internal.offer_key(job_id bigint)
 returns bigint
 language sql immutable parallel safe

@@ -6,7 +6,7 @@
 -- Returns     the lock's key: a hash of 64 bits, so that it keeps clear of the application's own
 -- Raises      nothing
 -- Locks       nothing itself
--- Called by   claim_from_job, stop_serving, advance_job
+-- Called by   claim_from_job, claim_from_jobs, stop_serving, advance_job, raise_in_the_way
 create or replace function pyjobs_internal.serving_key(job_id bigint)
 returns bigint
 language sql immutable parallel safe

@@ -1,5 +1,4 @@
--- pyjobs.record_and_claim: record a batch and lease the next ones, in one round trip and one
--- commit.
+-- pyjobs.record_and_claim: record a batch and lease the next ones, in one trip and one commit.
 --   Those of the same job, as long as it has any: the caller has chosen to stay on it. With queues
 --   then those of the job whose turn it is: a worker that is never without work pays for one commit
 --   a batch, also where each job has but one.
