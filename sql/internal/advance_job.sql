@@ -35,6 +35,7 @@ declare
     stage_no smallint;      -- null: the obstacles are those of a cancel
     completed boolean;      -- something was changed: an obstacle must be kept to the commit
     alone boolean;          -- the stage has no obstacle, not even in flight: nobody to wait for
+    free boolean;           -- an obstacle is in nobody's hands
     again boolean;
 begin
     loop
@@ -68,14 +69,21 @@ begin
                 if pyjobs_internal.obstacle_quiet(advance_job.job_id, j.run, stage_no) then
                     return;
                 end if;
-                -- 3
+                -- 3. SKIP LOCKED may wait as well: where a change of the row commits at the very
+                -- moment, the server waits for whoever has begun the next one. He may be waiting
+                -- for us.
                 begin
-                    if pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
-                        false) is not null then
-                        raise exception using errcode = 'PJ0RB';
-                    end if;
-                exception when sqlstate 'PJ0RB' then
-                    return;
+                    perform set_config('lock_timeout', '20ms', true);
+                    free := pyjobs_internal.obstacle_lock(advance_job.job_id, j.run, stage_no,
+                        false) is not null;
+                    raise exception using errcode = 'PJ0RB';
+                exception
+                    when sqlstate 'PJ0RB' then
+                        if free then
+                            return;
+                        end if;
+                    when lock_not_available then
+                        null;
                 end;
             end if;
         end if;
