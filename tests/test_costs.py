@@ -149,6 +149,7 @@ def test_no_call_costs_more_after_many_under_an_old_snapshot(tables):
             "the last": "claim_next_job('refilled', '{refilled}')",
         }
         took = []
+        explained = []
         for _ in range(2):
             for _ in range(150):
                 conn.execute("select pyjobs.enqueue_job('small')")
@@ -167,5 +168,10 @@ def test_no_call_costs_more_after_many_under_an_old_snapshot(tables):
                 found[f"{name}, entries"] = entries(conn, call)
             conn.execute(f"select from pyjobs.{calls['the last']}".encode())
             took.append(found)
+            explained.append(
+                entries(conn, "explain_job((select id from pyjobs.job where queue = 'refilled'))")
+            )
+    # Once for each question about leases, and not for what waits.
+    assert explained[1] - explained[0] < 2.2 * 150
     few, many = took
     assert {name: pages for name, pages in many.items() if pages > 1.1 * few[name] + 8} == {}

@@ -155,6 +155,9 @@ begin
                 from (select from pyjobs_internal.batch b
                       where b.job_id = s.job_id and b.run = s.run and b.stage = s.no
                         and b.state = 'pending' and b.due_at <= at_now
+                        -- Not over all that was claimed before.
+                        and (b.due_at, b.pos) >= ('-infinity',
+                            pyjobs_internal.low_water(s.job_id, s.run, s.no))
                       limit 10001) counted) due
             cross join lateral (
                 select count(*) as n, min(counted.due_at) as first_due
