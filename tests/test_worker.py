@@ -795,17 +795,17 @@ def test_who_listens_asks_once_more_and_then_rarely(twin, dsn, db):
     def nap(duration):
         if worker._hears:
             naps.append(duration)
+            wake.set()
         if len(naps) == 4:
             worker.stop()
-        wake.set()
         return wait(duration)
 
     wake.wait = nap
     running.start()
     running.join()
-    soon, *rest = naps
-    assert soon <= 1.5
-    assert all(duration >= 10 for duration in rest)
+    # It may begin to listen between the choice of a nap and the nap: then that one is told, too.
+    assert naps[0] < 10
+    assert all(duration >= 10 for duration in naps[2:])
 
 
 def test_only_what_opens_more_work_makes_a_worker_ask_at_once(twin, dsn, client, db):

@@ -405,9 +405,10 @@ class AsyncWorker:
     async def _rest(self, pause: float) -> float:
         """Wait until it is time to ask again, or somebody wakes us; return the next pause."""
         longest = self._poll
+        hears = self._hears  # it may begin, or end, while we wait
         if longest is None:
-            longest = POLL_LISTENING if self._hears else POLL
-        if self._hears:
+            longest = POLL_LISTENING if hears else POLL
+        if hears:
             longest = min(longest, POLL_HEARD)
             # Whatever comes is told, but for what was on its way when the last answer was given and
             # nobody yet knew that we wait: so ask soon once more, and then rarely.
@@ -417,7 +418,7 @@ class AsyncWorker:
         # What came due after the last question is not yet asked for.
         left = min(self._dues, default=inf) - monotonic()
         await self._wake.wait(max(0.0, min(left, nap)))
-        return longest if self._hears else min(2 * pause, longest)
+        return longest if hears else min(2 * pause, longest)
 
     # Claiming from many jobs
 
