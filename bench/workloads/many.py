@@ -10,6 +10,7 @@ which is replaced by a new one when it ends.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from string import Template
 from typing import TYPE_CHECKING
 
 from bench import fill
@@ -49,17 +50,17 @@ from pyjobs.claim_next_job('w' || :client_id, '{bench}') \gset
 select * from pyjobs.record_batch(:batch_id, :lease_epoch);
 \endif
 """
-REPLACED = r"""
+REPLACED = Template(r"""
 \set job_done 0
 select coalesce(max(batch_id), 0) as batch_id, coalesce(max(lease_epoch), 0) as lease_epoch
-from pyjobs.claim_next_job('w' || :client_id, '{bench}') \gset
+from pyjobs.claim_next_job('w' || :client_id, '{$queue}') \gset
 \if :batch_id > 0
 select job_done::int from pyjobs.record_batch(:batch_id, :lease_epoch) \gset
 \endif
 \if :job_done = 1
-select pyjobs.enqueue_job('bench', '[1, 2, 3]');
+select pyjobs.$enqueue;
 \endif
-"""
+""")
 BIG = r"""
 select coalesce(max(batch_id), 0) as batch_id, coalesce(max(lease_epoch), 0) as lease_epoch
 from pyjobs.claim_next_batch(:job, 'w' || :client_id) \gset
@@ -67,6 +68,11 @@ from pyjobs.claim_next_batch(:job, 'w' || :client_id) \gset
 select * from pyjobs.record_batch(:batch_id, :lease_epoch);
 \endif
 """
+
+
+def replaced(queue: str, enqueue: str) -> str:
+    """The script of a session that works a queue off, and makes a job for each that it ends."""
+    return REPLACED.substitute(queue=queue, enqueue=enqueue)
 
 
 def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
@@ -109,6 +115,8 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
 
     return {
         "small jobs": small(size.jobs, SMALL),
-        "replaced": small(size.replaced, REPLACED),
+        "replaced": small(
+            size.replaced, replaced(fill.QUEUE, f"enqueue_job('{fill.QUEUE}', '[1, 2, 3]')")
+        ),
         "one big job": big,
     }

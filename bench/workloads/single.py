@@ -73,29 +73,18 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
             )
             fill.settle(conn)
 
-    def in_sql(bench: Bench) -> Measured:
-        with bench.database() as url:
-            fill_jobs(bench, url)
-            load = bench.load(url, JOBS, sessions=1, transactions=size.jobs)
-        return Measured({"rate": load.rate})
+    def in_sql(
+        fill_all: Callable[[Bench, str], None], script: str, transactions: int, **variables: int
+    ) -> Callable[[Bench], Measured]:
+        def run(bench: Bench) -> Measured:
+            with bench.database() as url:
+                fill_all(bench, url)
+                load = bench.load(
+                    url, script, sessions=1, transactions=transactions, variables=variables
+                )
+            return Measured({"rate": load.rate})
 
-    def fused_in_sql(bench: Bench) -> Measured:
-        with bench.database() as url:
-            fill_jobs(bench, url)
-            load = bench.load(
-                url,
-                FUSED,
-                sessions=1,
-                transactions=size.jobs + 1,
-                variables={"batch_id": 0, "lease_epoch": 0},
-            )
-        return Measured({"rate": load.rate})
-
-    def in_bare_sql(bench: Bench) -> Measured:
-        with bench.database() as url:
-            fill_bare(bench, url)
-            load = bench.load(url, BARE, sessions=1, transactions=size.jobs)
-        return Measured({"rate": load.rate})
+        return run
 
     def in_python(bench: Bench) -> Measured:
         with bench.database() as url:
@@ -136,9 +125,9 @@ def sides(size: Size) -> dict[str, Callable[[Bench], Measured]]:
         return Measured({"rate": done / took})
 
     return {
-        "pyjobs, SQL": in_sql,
-        "fused, SQL": fused_in_sql,
-        "bare, SQL": in_bare_sql,
+        "pyjobs, SQL": in_sql(fill_jobs, JOBS, size.jobs),
+        "fused, SQL": in_sql(fill_jobs, FUSED, size.jobs + 1, batch_id=0, lease_epoch=0),
+        "bare, SQL": in_sql(fill_bare, BARE, size.jobs),
         "pyjobs, Python": in_python,
         "fused, Python": fused_in_python,
         "bare, Python": in_bare_python,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bench import fill
 from bench.workload import Goal, Measured
 from bench.workloads.fused import FUSED
+from bench.workloads.many import replaced
 from bench.workloads.record import UPDATE
 
 if TYPE_CHECKING:
@@ -51,17 +52,7 @@ GOALS = [
     Goal("both, small jobs: last / first", "last / first, small", "both", at_least=0.9),
 ]
 
-SMALL = r"""
-\set job_done 0
-select coalesce(max(batch_id), 0) as batch_id, coalesce(max(lease_epoch), 0) as lease_epoch
-from pyjobs.claim_next_job('w' || :client_id, '{small}') \gset
-\if :batch_id > 0
-select job_done::int from pyjobs.record_batch(:batch_id, :lease_epoch) \gset
-\endif
-\if :job_done = 1
-select pyjobs.enqueue_job('small');
-\endif
-"""
+SMALL = replaced("small", "enqueue_job('small')")
 
 
 def over(load: Load) -> float:
