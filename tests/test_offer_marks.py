@@ -27,8 +27,11 @@ from tests.support import wait_until
 if TYPE_CHECKING:
     from tests.support.sessions import Session
 
-NEWEST = "select due_at >= %s::timestamptz from pyjobs_internal.offer_mark"
+NEWEST = "select (due_at, after_id) >= (%s::timestamptz, %s) from pyjobs_internal.offer_mark"
 NEWEST += " where queue = 'q' and priority = %s order by id desc limit 1"
+
+# The offer that is served next. One call gives all its offers the same time.
+NEXT = "select due_at::text, id - 1 as id from pyjobs_internal.offer order by due_at, id limit 1"
 
 
 @pytest.fixture
@@ -43,18 +46,20 @@ def b(new_session) -> Session:
     return new_session()
 
 
-def move(session: Session, beyond: str = "clock_timestamp()", priority: int = 0) -> None:
-    """Move the level's mark until it stands at a time or later; `beyond` is drawn now.
+def move(
+    session: Session, beyond: str = "select clock_timestamp()::text, 0", priority: int = 0
+) -> None:
+    """Move the level's mark until it stands at a place or later; `beyond` is asked for it now.
 
     It waits for whatever transactions are open on the server, those of other tests too.
     """
-    time = session.value(f"select ({beyond})::text")
+    place = session.row(beyond).values()
 
     def stands() -> bool:
         session.do("select pyjobs_internal.move_offer_mark('q', %s)", priority)
-        return bool(session.value(NEWEST, time, priority))
+        return bool(session.value(NEWEST, *place, priority))
 
-    wait_until(stands, f"the mark stands at {time}")
+    wait_until(stands, f"the mark stands at {list(place)}")
 
 
 def jobs(session: Session, many: int) -> list[int]:
@@ -89,7 +94,7 @@ def test_a_claim_does_not_walk_over_offers_that_were_served(a, b, how):
     b.do("select from pyjobs.job")
     for _ in range(60 if how == "in sets" else 300):
         take()
-    move(a, "(select min(due_at) from pyjobs_internal.offer)")
+    move(a, NEXT)
     entries = "select pg_stat_get_xact_tuples_returned('pyjobs_internal.offer_turn'::regclass)"
     a.begin()
     before = a.value(entries)
@@ -125,7 +130,7 @@ def test_what_a_claim_in_flight_is_serving_is_not_passed(a, b):
     b.begin()
     assert jobs(b, 1) == [served]
     # All that had an id before the mark was made has ended: this one moves it, as far as it can.
-    move(a, "(select min(due_at) from pyjobs_internal.offer)")
+    move(a, NEXT)
     b.rollback()
     assert a.audit() == []
     assert jobs(a, 2) == [served, other]
