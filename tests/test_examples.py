@@ -247,6 +247,7 @@ def test_a_late_result_is_refused_with_its_rows_and_reported(
     wait_until(
         lambda: admin.execute(
             "select from pg_locks where relation = 'example.answer'::regclass and not granted"
+            " and database = (select oid from pg_database where datname = current_database())"
         ).fetchall(),
         "the worker writes its rows",
     )

@@ -328,7 +328,13 @@ def test_killed_at_any_point_and_run_again_the_end_is_the_same(
         gate.execute("select pg_advisory_lock(42)")
         process = subprocess.Popen([sys.executable, "-c", command, killed, tree.root])
         wait_until(
-            lambda: gate.execute("select from pg_locks where objid = 42 and not granted").rowcount,
+            # In this database: other tests' have gates of that number, too.
+            lambda: (
+                gate.execute(
+                    "select from pg_locks where objid = 42 and not granted"
+                    " and database = (select oid from pg_database where datname = current_database())"
+                ).rowcount
+            ),
             f"it stands in {place}",
         )
         process.send_signal(signal.SIGKILL)
@@ -384,7 +390,8 @@ def test_a_migration_of_tables_in_use_is_in_nobodys_deadlock(empty, background, 
             lambda: query(
                 empty,
                 "select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted"
-                " and relation::regclass::text in ('pyjobs_internal.job', 'pyjobs_internal.batch')",
+                " and relation::regclass::text in ('pyjobs_internal.job', 'pyjobs_internal.batch')"
+                " and database = (select oid from pg_database where datname = current_database())",
             ),
             "the migration waits for a table",
         )
