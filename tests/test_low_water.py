@@ -65,6 +65,14 @@ def positions(session: Session, job: int) -> list[int]:
     ]
 
 
+def last_drawn(session: Session) -> int:
+    """The id or position that was drawn last, by whomever."""
+    drawn: int = session.value(
+        "select pg_sequence_last_value('pyjobs_internal.batch_id'::regclass)"
+    )
+    return drawn
+
+
 def test_a_mark_moves_up_to_the_first_batch_that_waits(a):
     job = a.enqueue(items=4)
     _, second, _, fourth = positions(a, job)
@@ -73,7 +81,7 @@ def test_a_mark_moves_up_to_the_first_batch_that_waits(a):
     a.claim(job, 2)
     assert marks(a, job) == [(1, second), (1, fourth)]
     a.claim(job)
-    assert marks(a, job) == [(1, second), (1, fourth), (1, fourth + 1)]
+    assert marks(a, job) == [(1, second), (1, fourth), (1, last_drawn(a))]
     a.claim(job)
     assert len(marks(a, job)) == 3
 
@@ -83,7 +91,7 @@ def test_the_mark_of_an_emptied_stage_is_drawn_and_not_foreseen(a, b):
     job = a.enqueue(items=1)
     (batch,) = a.claim(job)
     ((_, mark),) = marks(a, job)
-    assert mark == b.value("select pg_sequence_last_value('pyjobs_internal.batch_id'::regclass)")
+    assert mark == last_drawn(b)
     a.release(batch)
     (position,) = positions(a, job)
     assert position > mark
@@ -296,10 +304,11 @@ def test_the_marks_of_a_stage_go_with_its_completion(a):
     job = a.enqueue(items=2, stages=["one", "two"], barriers=["two"])
     first, second = a.claim(job, 2)
     a.record(first, next_items=[1, 2])
-    assert [stage for stage, _ in marks(a, job)] == [1]
+    # The other one's was left by what came.
+    assert [stage for stage, _ in marks(a, job)] == [1, 2]
     a.record(second)
     (batch,) = a.claim(job)
-    assert [stage for stage, _ in marks(a, job)] == [2]
+    assert {stage for stage, _ in marks(a, job)} == {2}
     a.record(batch)
     a.finish(job)
     assert marks(a, job) == []

@@ -332,7 +332,8 @@ def test_killed_at_any_point_and_run_again_the_end_is_the_same(
             lambda: (
                 gate.execute(
                     "select from pg_locks where objid = 42 and not granted"
-                    " and database = (select oid from pg_database where datname = current_database())"
+                    " and database ="
+                    " (select oid from pg_database where datname = current_database())"
                 ).rowcount
             ),
             f"it stands in {place}",

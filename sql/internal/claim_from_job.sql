@@ -103,7 +103,7 @@ begin
             order by t.pos;
         end if;
         if pyjobs_internal.mark_due(ids[1], cardinality(ids)) then
-            perform pyjobs_internal.move_mark(claim_from_job.job_id, s.run, s.no);
+            perform pyjobs_internal.move_mark(claim_from_job.job_id, s.run, s.no, true);
         end if;
         -- Claimed since. Never awaited: first claims that overlap leave a mark each, and the
         -- earliest counts.

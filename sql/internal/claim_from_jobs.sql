@@ -69,7 +69,7 @@ begin
         where o.id = any (array(select i.id from unnest(ids) i (id)
                                 where pyjobs_internal.mark_due(i.id, 1)))
     loop
-        perform pyjobs_internal.move_mark(b.job_id, b.run, b.stage);
+        perform pyjobs_internal.move_mark(b.job_id, b.run, b.stage, true);
     end loop;
 
     -- The mark "claimed since". Never awaited: first claims that overlap leave one each, and the

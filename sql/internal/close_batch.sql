@@ -10,8 +10,8 @@
 -- Returns     outcome: null where it was recorded, with the result; else already (recorded under
 --             this very lease), stale (another epoch, or fenced), unknown (no such batch)
 -- Raises      PJ001, PJ002, PJ004, unless it is to tell; PJ005
--- Locks       the batch's row; the next stage's arrival lock, shared, where it emits; then as
---             advance_job
+-- Locks       the batch's row; the next stage's arrival lock, shared, where it emits, and now and
+--             then as move_mark; then as advance_job
 -- Called by   record_batch, record_and_claim, record_batches
 create or replace function pyjobs_internal.close_batch(
     batch_id bigint, lease_epoch bigint, failed jsonb, counters jsonb, next_items jsonb,
@@ -96,6 +96,10 @@ begin
             close_batch.next_items, next_stage.batch_size, true);
         if made > 0 and next_stage.open then
             perform pyjobs_internal.offer_job(b.job_id);
+        end if;
+        if made > 0 and pyjobs_internal.mark_due(currval('pyjobs_internal.batch_id'), made::int)
+        then
+            perform pyjobs_internal.move_mark(b.job_id, b.run, next_stage.no, false);
         end if;
     end if;
 

@@ -11,7 +11,7 @@
 -- Raises      nothing
 -- Locks       nothing. STABLE: it counts what the calling statement sees, so that a reader has one
 --             snapshot
--- Called by   complete_stage, end_simple, retry_job, job_progress
+-- Called by   complete_stage, end_simple, retry_job; counts_so_far, which counts less
 create or replace function pyjobs_internal.stage_counts(job_id bigint, run int, stage smallint)
 returns table (total bigint, pending bigint, leased bigint, succeeded bigint, failed bigint,
     counters jsonb)

@@ -119,6 +119,12 @@ begin
                                 'changed.', j.id);
     end if;
 
+    if made >= 512 then
+        perform pyjobs_internal.move_mark(s.job_id, s.run, s.no, false)
+        from pyjobs_internal.stage s
+        where s.job_id = j.id and s.run = next_run;
+    end if;
+
     perform pyjobs_internal.offer_job(j.id);
     perform pyjobs_internal.advance_job(j.id, true, 'retry_job');
     return pyjobs_internal.status_of(j.id);

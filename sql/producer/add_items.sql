@@ -7,7 +7,7 @@
 -- Raises      PJ004 no such job, PJ005 bad argument, PJ006 sealed, cancelling or final, PJ007
 --             isolation level
 -- Locks       the job's intake lock, shared, to the end of the transaction: seal_job waits for it;
---             the stage's arrival lock, shared
+--             the stage's arrival lock, shared; now and then as move_mark
 -- Called by   producers
 create or replace function pyjobs.add_items(job_id bigint, items jsonb, stage text default null)
 returns pyjobs.job_status
@@ -16,6 +16,7 @@ as $$
 declare
     j record;
     s record;
+    made bigint;
 begin
     perform pyjobs_internal.require_read_committed();
     if add_items.job_id is null then
@@ -50,10 +51,13 @@ begin
     end if;
 
     perform pg_advisory_xact_lock_shared(pyjobs_internal.arrival_key(j.id, s.no));
+    made := pyjobs_internal.insert_batches(j.id, j.run, s.no, add_items.items, j.batch_size);
     -- Also while it is held: it may be released, and that offer withdrawn, before we commit.
-    if pyjobs_internal.insert_batches(j.id, j.run, s.no, add_items.items, j.batch_size) > 0
-        and s.open then
+    if made > 0 and s.open then
         perform pyjobs_internal.offer_job(j.id);
+    end if;
+    if made > 0 and pyjobs_internal.mark_due(currval('pyjobs_internal.batch_id'), made::int) then
+        perform pyjobs_internal.move_mark(j.id, j.run, s.no, false);
     end if;
     return pyjobs_internal.status_of(j.id);
 end

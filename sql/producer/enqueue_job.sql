@@ -138,6 +138,9 @@ begin
 
     batches := pyjobs_internal.insert_batches(made, 1, 1::smallint, enqueue_job.items,
         enqueue_job.batch_size);
+    if batches >= 512 then
+        perform pyjobs_internal.move_mark(made, 1, 1::smallint, false);
+    end if;
     if not enqueue_job.hold then
         if batches > 0 then
             insert into pyjobs_internal.offer (job_id, due_at, priority, queue)

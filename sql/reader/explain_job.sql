@@ -15,6 +15,7 @@
 create or replace function pyjobs.explain_job(job_id bigint)
 returns setof pyjobs.explanation
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     at_now constant timestamptz := pyjobs_internal.clock();
@@ -260,7 +261,7 @@ begin
     end if;
 
     -- Neither should ever be seen: a job whose last batch is closed is final in the same commit.
-    if j.claimable and j.sealed and not exists (
+    if j.claimable and j.sealed and leases = 0 and waiting_batches = 0 and not exists (
         select from pyjobs_internal.stage s
         join pyjobs_internal.batch b
             on b.job_id = s.job_id and b.run = s.run and b.stage = s.no and b.closed_at is null

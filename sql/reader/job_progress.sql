@@ -22,6 +22,7 @@
 create or replace function pyjobs.job_progress(job_id bigint)
 returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     document jsonb;
@@ -33,7 +34,7 @@ begin
         join pyjobs_internal.job j on j.id = v.id
         where v.id = job_progress.job_id
     ),
-    -- A stage that is done has its counts written down; the ledger is added up for the others.
+    -- A stage that is done has its counts written down; the others are counted.
     counted as (
         select s.no, s.key, s.done, s.open, s.carried_succeeded, s.carried_counters, c.*
         from job
@@ -44,7 +45,7 @@ begin
             where s.done
             union all
             select c.total, c.pending, c.leased, c.succeeded, c.failed, c.counters
-            from pyjobs_internal.stage_counts(job.id, job.run, s.no) c
+            from pyjobs_internal.counts_so_far(job.id, job.run, s.no) c
             where not s.done
         ) c
     ),

@@ -174,7 +174,8 @@ class Stops:
             stop = f"perform pyjobs_internal.test_stop('{function}');"
             if language == "sql":
                 head, body = text.split("AS $function$", 1)
-                answer = "return query" if "RETURNS SETOF" in head else "return"
+                rows = "RETURNS SETOF" in head or "RETURNS TABLE" in head
+                answer = "return query" if rows else "return"
                 text = re.sub(r"LANGUAGE sql.*", "LANGUAGE plpgsql", head) + (
                     f"AS $function$ begin {stop} "
                     f"{answer} ({body.rsplit('$function$', 1)[0].strip()}); end $function$"
