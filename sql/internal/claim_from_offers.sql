@@ -13,7 +13,7 @@
 -- Returns     the leased batches
 -- Raises      nothing
 -- Locks       offers, by SKIP LOCKED; then as claim_from_job, claim_from_jobs and settle_offers;
---             now and then it adds a mark (move_offer_mark)
+--             now and then it adds a mark (move_offer_mark), and notes the worker (note_worker)
 -- Called by   claim_next_job, claim_jobs, record_and_claim
 create or replace function pyjobs_internal.claim_from_offers(
     worker text, queues text[], max_jobs int, max_batches int, lease interval)
@@ -25,6 +25,7 @@ declare
     serving text[];
     level bigint := 2147483648;  -- a priority; at first above them all
     offer record;
+    first record;          -- the offer that is tried first, and the jobs of the first few
     last_due timestamptz;  -- where the walk through a level stands
     last_id bigint;
     fetched int;
@@ -44,26 +45,99 @@ declare
     given bigint[];        -- jobs that gave them
     taken pyjobs.claimed_batch;
 begin
-    serving := array(
-        select q.name from unnest(claim_from_offers.queues) q (name)
-        where not exists (select from pyjobs_internal.queue p where p.name = q.name and p.paused));
-
     loop
         -- The next that has a mark, unless one without lies above: what is before a mark is not
-        -- walked over. It may turn out to be empty.
+        -- walked over. It may turn out to be empty. And with it, to spare a statement, the queues
+        -- that are not paused.
         select max(coalesce((
-            select o.priority from pyjobs_internal.offer o
-            where o.queue = q.name and o.priority < level
-                and o.priority > coalesce(marked.priority, -2147483649)
-            order by o.queue, o.priority desc
-            limit 1), marked.priority)) into level
-        from unnest(serving) q (name)
+                select o.priority from pyjobs_internal.offer o
+                where o.queue = q.name and o.priority < level
+                    and o.priority > coalesce(marked.priority, -2147483649)
+                order by o.queue, o.priority desc
+                limit 1), marked.priority)), array_agg(q.name) into level, serving
+        from unnest(claim_from_offers.queues) q (name)
         left join lateral (
             select m.priority from pyjobs_internal.offer_mark m
             where m.queue = q.name and m.priority < level
-            order by m.queue, m.priority desc
-            limit 1) marked on true;
+            order by m.queue, m.priority desc, m.id desc
+            limit 1) marked on true
+        where (select p.paused from pyjobs_internal.queue p where p.name = q.name) is not true;
         exit when level is null;
+
+        chunk := 4;
+        passed := '{}';
+        -- Where one job is wanted: of the first few offers the first that nobody holds, or the only
+        -- job's, in one statement, which tries them one after the other. What that leaves is found
+        -- one by one.
+        if wanted = 1 and cardinality(served) = 0 then
+            with turn as materialized (
+                select due.id, due.job_id, due.due_at, q.name as queue
+                from unnest(serving) q (name)
+                left join lateral (
+                    select m.due_at, m.after_id from pyjobs_internal.offer_mark m
+                    where m.queue = q.name and m.priority = level
+                    order by m.queue, m.priority desc, m.id desc
+                    limit 1) mark on true
+                cross join lateral (
+                    select o.id, o.job_id, o.due_at from pyjobs_internal.offer o
+                    where o.queue = q.name and o.priority = level and o.due_at <= this_moment
+                        and (o.due_at, o.id) > (coalesce(mark.due_at, '-infinity'),
+                            coalesce(mark.after_id, 0))
+                    order by o.queue, o.priority desc, o.due_at, o.id
+                    limit 4) due
+                order by due.due_at, due.id
+                limit 4)
+            select x.*, head.jobs into first
+            from (select array(select t.job_id from turn t) as jobs offset 0) head
+            left join lateral (
+                select y.* from (
+                    select t.id, t.job_id, t.due_at, t.queue,
+                        case
+                            -- Alone in its level: nobody to give way to, and nothing to write.
+                            when cardinality(head.jobs) < 4 and t.job_id = all (head.jobs)
+                            then false
+                            when (select true from pyjobs_internal.offer o where o.id = t.id
+                                  for update skip locked)
+                            then true
+                            when t.job_id = head.jobs[1]
+                                and nextval('pyjobs_internal.offer_pass') % 8 = 0
+                            then false
+                        end as mine
+                    from turn t
+                    offset 0) y
+                where y.mine is not null
+                limit 1) x on true;
+            -- Nothing is due.
+            continue when cardinality(first.jobs) = 0;
+            if first.id is null and cardinality(first.jobs) < 4 then
+                -- All are held, and there are no more.
+                passed := first.jobs;
+                chunk := 0;
+            elsif first.id is null then
+                chunk := 32;
+            else
+                for taken in
+                    select * from pyjobs_internal.claim_from_job(
+                        first.job_id, claim_from_offers.worker, claim_from_offers.max_batches,
+                            claim_from_offers.lease)
+                loop
+                    return next taken;
+                end loop;
+                if found then
+                    perform pyjobs_internal.settle_offers(array[first.job_id], first.mine,
+                        first.due_at, case when first.mine then first.id end, taken.run);
+                    -- For about one in 64.
+                    if pyjobs_internal.mark_due(taken.batch_id, 8) then
+                        perform pyjobs_internal.move_offer_mark(first.queue, level::int);
+                    end if;
+                    wanted := 0;
+                    exit;
+                end if;
+                vain := vain + 1;
+                served := served || first.job_id;
+                perform pyjobs_internal.settle_offers(array[first.job_id], false, first.due_at);
+            end if;
+        end if;
 
         -- One of each of many jobs: those at the head whose offers nobody holds, in a few
         -- statements. What that leaves is found one by one, and so is all after many in vain.
@@ -123,19 +197,15 @@ begin
                     end if;
                     served := served || given;
                     wanted := wanted - cardinality(given);
-                    if wanted = 0 then
-                        return;
-                    end if;
+                    exit when wanted = 0;
                 end if;
             end if;
         end if;
 
         last_due := '-infinity';
         last_id := 0;
-        passed := '{}';
-        chunk := 4;
         visits := 0;
-        loop
+        while chunk > 0 loop
             fetched := 0;
             for offer in
                 select o.id, o.job_id, o.due_at, o.queue,
@@ -184,7 +254,7 @@ begin
                     perform from pyjobs_internal.offer o where o.id = offer.id
                         for update skip locked;
                     mine := found;
-                    if not mine and not (visits = 1
+                    if not mine and not (visits = 1 and chunk = 4
                         and nextval('pyjobs_internal.offer_pass') % 8 = 0) then
                         passed := passed || offer.job_id;
                         continue;
@@ -200,15 +270,13 @@ begin
                 end loop;
                 if found then
                     perform pyjobs_internal.settle_offers(array[offer.job_id], mine,
-                        offer.due_at);
+                        offer.due_at, case when mine then offer.id end, taken.run);
                     -- For about one in 64.
                     if pyjobs_internal.mark_due(taken.batch_id, 8) then
                         perform pyjobs_internal.move_offer_mark(offer.queue, level::int);
                     end if;
                     wanted := wanted - 1;
-                    if wanted = 0 then
-                        return;
-                    end if;
+                    exit when wanted = 0;
                     served := served || offer.job_id;
                 else
                     vain := vain + 1;
@@ -216,12 +284,13 @@ begin
                         offer.due_at);
                 end if;
             end loop;
-            exit when fetched < chunk;
+            exit when fetched < chunk or wanted = 0;
             chunk := 32;
         end loop;
 
         foreach passed_job in array passed loop
-            continue when passed_job = any (served) or vain >= 100;
+            exit when wanted = 0 or vain >= 100;
+            continue when passed_job = any (served);
             return query select * from pyjobs_internal.claim_from_job(
                 passed_job, claim_from_offers.worker, claim_from_offers.max_batches,
                     claim_from_offers.lease);
@@ -230,13 +299,22 @@ begin
                 served := served || passed_job;
                 perform pyjobs_internal.settle_offers(array[passed_job], false,
                     '-infinity');
-                if wanted = 0 then
-                    return;
-                end if;
             else
                 vain := vain + 1;
             end if;
         end loop;
+        exit when wanted = 0;
     end loop;
+
+    -- The look that note_worker begins with: nearly always there is nothing to write.
+    perform from pyjobs_internal.worker w
+    where w.name = claim_from_offers.worker and w.queues = claim_from_offers.queues
+        and w.last_seen > this_moment - interval '5 seconds'
+        and (wanted < least(claim_from_offers.max_jobs, 200)
+            or w.last_empty_at > this_moment - interval '5 seconds');
+    if not found then
+        perform pyjobs_internal.note_worker(claim_from_offers.worker, claim_from_offers.queues,
+            wanted = least(claim_from_offers.max_jobs, 200));
+    end if;
 end
 $$;

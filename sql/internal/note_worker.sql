@@ -8,7 +8,7 @@
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       an advisory lock of the name, by try; the worker's row
--- Called by   the claims, extend_lease
+-- Called by   claim_from_offers, claim_next_batch, record_and_claim, extend_lease
 create or replace function pyjobs_internal.note_worker(worker text, queues text[], empty boolean)
 returns void
 language plpgsql

@@ -17,8 +17,6 @@ returns setof pyjobs.claimed_batch
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
-declare
-    got boolean;
 begin
     perform pyjobs_internal.require_text('worker', claim_jobs.worker);
     perform pyjobs_internal.require_names('queues', claim_jobs.queues);
@@ -28,7 +26,5 @@ begin
 
     return query select * from pyjobs_internal.claim_from_offers(
         claim_jobs.worker, claim_jobs.queues, claim_jobs.max_jobs, 1, claim_jobs.lease);
-    got := found;
-    perform pyjobs_internal.note_worker(claim_jobs.worker, claim_jobs.queues, not got);
 end
 $$;

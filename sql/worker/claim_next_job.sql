@@ -18,8 +18,6 @@ returns setof pyjobs.claimed_batch
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
-declare
-    got boolean;
 begin
     -- A call costs as much as a check: the usual arguments are passed here.
     if (current_setting('transaction_isolation') = 'read committed'
@@ -40,7 +38,5 @@ begin
     return query select * from pyjobs_internal.claim_from_offers(
         claim_next_job.worker, claim_next_job.queues, 1, claim_next_job.max_batches,
             claim_next_job.lease);
-    got := found;
-    perform pyjobs_internal.note_worker(claim_next_job.worker, claim_next_job.queues, not got);
 end
 $$;

@@ -73,13 +73,14 @@ begin
             record_and_claim.worker, record_and_claim.queues, 1, record_and_claim.max_batches,
                 record_and_claim.lease) c;
         got := found;
+    else
+        perform pyjobs_internal.note_worker(record_and_claim.worker, record_and_claim.queues,
+            false);
     end if;
     if not got then
         return query select recorded.job_id, null::int, null::bigint, null::bigint, null::int,
             null::text, null::text,
             null::jsonb, null::jsonb, null::timestamptz, recorded.job_status;
     end if;
-    perform pyjobs_internal.note_worker(record_and_claim.worker, record_and_claim.queues,
-        record_and_claim.queues is not null and not got);
 end
 $$;
