@@ -10,7 +10,8 @@ enqueue_job, enqueue_jobs: the time of    an_offer_whose_transaction_has_no_id_y
 offer_time: no id                         the_time_of_an_offer_is_drawn_after_the_transactions_id
 set_priority: keeps the time              a_job_that_comes_to_another_level_is_found_there
 claim_from_offers: no mark, in the        a_claim_does_not_walk_over_offers_that_were_served[..]
-  level, the walk, the sets
+  level, the first few, the walk, the sets
+claim_from_offers: moves no mark          a_claim_makes_a_mark
 claim_from_offers: only levels with marks  levels_with_and_without_a_mark_are_served_in_order
 tidy_offer_marks: any of its three        a_reap_..
 audit_job: no look at them                a_reap_finds_what_a_clock_that_was_set_back_has_hidden
@@ -122,6 +123,14 @@ def test_a_mark_moves_while_somebody_only_reads(a, b):
     a.enqueue("q")
     assert len(a.ask("w", "q")) == 1
     move(a)
+
+
+@pytest.mark.parametrize("many", [1, 2], ids=["alone", "in turn"])
+def test_a_claim_makes_a_mark(a, many):
+    for _ in range(many):
+        a.enqueue("q", items=4)
+    assert len(a.ask("w", "q")) == 1
+    assert a.value("select count(*) from pyjobs_internal.offer_mark where queue = 'q'") == 1
 
 
 def test_what_a_claim_in_flight_is_serving_is_not_passed(a, b):

@@ -123,6 +123,49 @@ def test_a_job_with_many_offers_gives_one_batch_and_has_one_turn(db: Connection)
     assert calls.value("select count(*) from pyjobs_internal.offer where job_id = %s", many) == 1
 
 
+@pytest.mark.parametrize("offers", [3, 4])
+def test_a_job_with_a_few_offers_has_one_turn(db: Connection, offers: int) -> None:
+    """Who serves it holds one of them, and puts them all to the end.
+
+    Four: a claim sees no other job among the first few.
+    """
+    calls = Calls(db)
+    many = calls.value("select pyjobs.enqueue_job('q', '[1, 2, 3, 4, 5, 6]')")
+    other = calls.value("select pyjobs.enqueue_job('q', '[1, 2, 3]')")
+    calls.do(
+        "insert into pyjobs_internal.offer (job_id, due_at, priority, queue)"
+        " select job_id, due_at, priority, queue from pyjobs_internal.offer"
+        " cross join generate_series(2, %s) where job_id = %s",
+        offers,
+        many,
+    )
+    assert [calls.ask("w", "q")[0]["job_id"] for _ in range(6)] == [many, other] * 3
+    left = calls.value("select count(*) from pyjobs_internal.offer where job_id = %s", many)
+    assert left == offers
+
+
+def test_who_withdraws_the_offers_of_a_job_waits_for_none(
+    db: Connection, connect: Callable[..., Connection]
+) -> None:
+    """One that somebody holds stays, and does no harm."""
+    calls = Calls(db)
+    job = calls.enqueue("q")
+    calls.do(
+        "insert into pyjobs_internal.offer (job_id, due_at, priority, queue)"
+        " select job_id, due_at, priority, queue from pyjobs_internal.offer"
+    )
+    other = connect(autocommit=False)
+    other.execute("select from pyjobs_internal.offer order by id desc limit 1 for update")
+    claim = connect(autocommit=False)
+    claim.execute("set local lock_timeout = '5s'")
+    assert [row["job_id"] for row in Calls(claim).ask("w", "q")] == [job]
+    claim.commit()
+    other.rollback()
+    assert calls.value("select count(*) from pyjobs_internal.offer") == 1
+    assert calls.ask("w", "q") == []
+    assert calls.value("select count(*) from pyjobs_internal.offer") == 0
+
+
 def test_an_offer_is_not_put_off_while_work_is_on_its_way(
     db: Connection, connect: Callable[..., Connection]
 ) -> None:

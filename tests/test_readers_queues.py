@@ -57,6 +57,22 @@ def test_a_queue_counts_its_jobs_and_batches(calls):
     assert (row["running_jobs"], row["leased_batches"]) == (1, 1)
 
 
+def test_a_worker_is_noted_at_once_where_it_asks_for_other_queues_or_goes_away_empty(calls):
+    """Else once in a few seconds."""
+    calls.enqueue("q")
+    empty = "select last_empty_at from pyjobs_internal.worker where name = 'ada'"
+    assert len(calls.ask("ada", "q")) == 1
+    assert calls.value(empty) is None
+    assert calls.ask("ada", "q") == []
+    since = calls.value(empty)
+    assert since is not None
+    calls.enqueue("r")
+    assert len(calls.ask("ada", "r")) == 1
+    assert workers(calls)["ada"]["queues"] == ["r"]
+    assert calls.ask("ada", "r") == []
+    assert calls.value(empty) == since
+
+
 def test_a_retried_job_waits_since_its_retry_and_one_for_later_since_then(calls):
     calls.settable_clock()
     job = calls.enqueue("q")

@@ -147,6 +147,15 @@ def test_a_new_priority_holds_for_offers_that_are_made_later(calls: Calls) -> No
     assert turns(calls, 2) == [job, other]
 
 
+def test_who_puts_an_offer_to_the_end_gives_it_the_priority_that_its_job_has(calls: Calls) -> None:
+    """Whoever made it may have read an older one."""
+    first, second = calls.enqueue("q", items=9), calls.enqueue("q", items=9)
+    calls.do("update pyjobs_internal.offer set priority = 5")
+    assert turns(calls, 1) == [first]
+    offers = "select priority from pyjobs_internal.offer where job_id = %s"
+    assert [calls.value(offers, job) for job in (first, second)] == [0, 5]
+
+
 # Fairness
 
 
@@ -177,6 +186,16 @@ def test_jobs_alternate_while_another_session_leaves_a_claim_open(
     assert waiting == (free * len(served))[: len(waiting)]
     other.rollback()
     assert set(turns(calls, 3)) == set(jobs)
+
+
+def test_a_free_job_is_served_behind_more_than_a_few_that_are_held(
+    calls: Calls, connect: Callable[..., Connection]
+) -> None:
+    jobs = [calls.enqueue("q", items=2) for _ in range(7)]
+    other = connect(autocommit=False)
+    assert turns(Calls(other), 6) == jobs[:6]
+    assert turns(calls, 1) == [jobs[6]]
+    other.rollback()
 
 
 def test_a_job_that_only_an_open_claim_holds_is_served_too(
