@@ -14,6 +14,8 @@ from tests.support.rules import assert_rules
 from tests.support.sessions import Stops
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.sessions import Session
 
 NEWEST = """
@@ -263,31 +265,103 @@ def test_progress_reads_few_batches_of_many(a, b, how):
             assert a.retry(job) == "RETRY"
     b.do("begin isolation level repeatable read")
     b.do("select from pyjobs.job")
-    read = """
-        select sum(pg_stat_get_xact_tuples_returned(indexrelid))::bigint
-            + pg_stat_get_xact_tuples_returned('pyjobs_internal.batch'::regclass)
-        from pg_index where indrelid = 'pyjobs_internal.batch'::regclass
-        -- What is leased is looked up there, as a cancel does: its dead entries are not the point.
-        and indexrelid <> 'pyjobs_internal.batch_leased'::regclass
-    """
-
-    def costs() -> int:
-        with a.conn.transaction():
-            before = a.value(read)
-            a.progress(job)
-            cost: int = a.value(read) - before
-        return cost
-
-    assert costs() < 100
+    assert reads(a, a.progress, job) < 100
     for _ in range(19):
         leased = a.claim(job, 100)
         assert len(leased) == 100
         a.record_many(*leased)
     (late,) = a.claim(job)
-    assert costs() < 250
+    assert reads(a, a.progress, job) < 250
     assert a.progress(job)["summary"]["progress"] == 0.95
     a.record(late)
     assert_rules(a.conn)
+
+
+# Reads of the ledger by its indexes, dead entries too, and by none. What is leased has an index of
+# its own, which a cancel reads as well.
+READS = """
+    select sum(pg_stat_get_xact_tuples_returned(indexrelid))::bigint
+        + pg_stat_get_xact_tuples_returned('pyjobs_internal.batch'::regclass)
+    from pg_index where indrelid = 'pyjobs_internal.batch'::regclass
+    and indexrelid <> 'pyjobs_internal.batch_leased'::regclass
+"""
+
+
+def reads(session: Session, call: Callable[..., Any], *arguments: Any) -> int:
+    """How much of the ledger a call of this session reads."""
+    with session.conn.transaction():
+        before = session.value(READS)
+        call(*arguments)
+        read: int = session.value(READS) - before
+    return read
+
+
+@pytest.mark.parametrize("how", ["released", "lost", "set aside"])
+def test_what_has_come_back_is_not_walked_over_for_ever(a, how):
+    """All were out once, and came back, above the total of all that ever came."""
+    many = 2000
+    job = a.enqueue(items=many)
+    for _ in range(20):
+        leased = a.claim(job, many // 20)
+        if how == "released":
+            a.do(
+                "select count(pyjobs.release_batch(id, lease_epoch, 'no luck'))"
+                " from pyjobs_internal.batch where id = any (%s)",
+                [batch["batch_id"] for batch in leased],
+            )
+    if how == "lost":
+        a.pass_time("2 minutes")
+        a.reap()
+    elif how == "set aside":
+        a.quarantine(job)
+        a.resolve(job)
+    a.do("vacuum pyjobs_internal.batch")
+    for _ in range(10):
+        a.record_many(*a.claim(job, many // 20))
+    a.do("vacuum pyjobs_internal.batch")
+    a.claim(job)
+    assert reads(a, a.progress, job) < 300
+    assert reads(a, a.claim, job) < 300
+    assert stage(a, job)["processed"] == many // 2
+    assert a.audit() == []
+
+
+def test_what_is_out_is_looked_up_among_what_is_out(a, b):
+    """Also where most jobs are small, and the planner takes this one for another of them."""
+    many = 8000
+    a.do(
+        "select pyjobs.enqueue_jobs('small', (select jsonb_agg(i) from generate_series(1, %s) i))",
+        many,
+    )
+    job = a.enqueue(items=many)
+    for _ in range(4):
+        a.record_many(*a.claim(job, 1000))
+    a.claim(job, 3)
+    a.do("vacuum analyze pyjobs_internal.batch")
+    assert reads(b, b.progress, job) < 1000
+    assert reads(b, b.explain, job) < 5000
+
+
+def test_producers_of_many_batches_are_not_in_each_others_way(a, b):
+    """At SERIALIZABLE either would be rolled back if it had read where the other writes."""
+    a.do("analyze")
+    for producer in (a, b):
+        producer.do("begin isolation level serializable")
+        producer.do("select from pyjobs_internal.job_state")
+    for producer in (a, b, a):
+        producer.enqueue(items=600)
+    a.commit()
+    b.commit()
+    assert len(a.rows("select from pyjobs.job")) == 3
+
+
+def test_a_claim_that_is_under_way_when_the_function_is_replaced_finds_it(a):
+    job = a.enqueue(items=3)
+    a.claim(job)
+    before = mark(a, job)["summed_to"]
+    a.do("update pyjobs_internal.claim_mark set pos = 0, summed_to = 0, still_open = '{}'")
+    a.do("select pyjobs_internal.move_mark(%s, 1, 1::smallint)", job)
+    assert mark(a, job)["summed_to"] == before
 
 
 def test_with_very_many_out_the_sums_wait(a):

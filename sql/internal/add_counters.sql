@@ -4,7 +4,7 @@
 -- Returns     one JSON object
 -- Raises      nothing
 -- Locks       nothing
--- Called by   retry_job
+-- Called by   retry_job, move_mark
 create or replace function pyjobs_internal.add_counters(a jsonb, b jsonb)
 returns jsonb
 language sql immutable parallel safe

@@ -14,6 +14,7 @@ returns table (total bigint, pending bigint, leased bigint, succeeded bigint, fa
     counters jsonb)
 language plpgsql stable
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     m pyjobs_internal.claim_mark;
@@ -48,9 +49,12 @@ begin
     succeeded := m.succeeded + since.succeeded;
     failed := m.failed + since.failed;
 
+    -- Not "b.job_id =": where most jobs are small that looks like few batches, and the planner
+    -- would go through all of the stage; written so, only the index of what is leased is cheap.
     select coalesce(sum(b.item_count), 0) into leased
     from pyjobs_internal.batch b
-    where b.job_id = counts_so_far.job_id and b.run = counts_so_far.run
+    where (b.job_id, b.run) >= (counts_so_far.job_id, counts_so_far.run)
+        and (b.job_id, b.run) <= (counts_so_far.job_id, counts_so_far.run)
         and b.stage = counts_so_far.stage and b.state = 'leased';
 
     -- Not "b.id >=": that would be looked for among the ids of all jobs.

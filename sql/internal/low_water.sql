@@ -5,7 +5,7 @@
 -- Returns     its mark; 0 where it has none
 -- Raises      nothing
 -- Locks       nothing
--- Called by   explain_job, next_dues, move_mark
+-- Called by   next_dues, explain_job
 create or replace function pyjobs_internal.low_water(job_id bigint, run int, stage smallint)
 returns bigint
 language plpgsql stable

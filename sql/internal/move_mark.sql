@@ -13,16 +13,18 @@
 --   job_id, run, stage   the stage
 --   claimed   true: the caller has just claimed of it. false: he has added to it, and only the
 --             total moves: what an operator takes back while no claim is served, without that lock,
---             might come to lie below a mark
+--             might come to lie below a mark. (The default is for claims that are under way while
+--             this function takes the place of one without it.)
 -- Returns     nothing
 -- Raises      nothing
 -- Locks       the stage's arrival lock, exclusively, by try, for one look
--- Called by   claim_from_job, claim_from_jobs, enqueue_job, add_items, close_batch, retry_job
+-- Called by   claim_from_job, claim_from_jobs, add_items, close_batch, retry_job
 create or replace function pyjobs_internal.move_mark(job_id bigint, run int, stage smallint,
-    claimed boolean)
+    claimed boolean default true)
 returns void
 language plpgsql
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     -- Of the newest mark, and then of the one that is made.
@@ -113,14 +115,13 @@ begin
         where b.job_id = move_mark.job_id and b.run = move_mark.run and b.stage = move_mark.stage
             and (b.closed_at is null) = any ('{t,f}')
             and b.pos >= total_to and b.id - total_to >= 0 and b.id - next < 0;
-        if came is not null then
-            changed := true;
-            total_to := next;
-            total := total + came;
-        end if;
+        changed := changed or came is not null;
     end if;
 
+    -- The total's bound goes along with every mark: what is returned lies above it.
     if first > mark or changed then
+        total_to := next;
+        total := total + coalesce(came, 0);
         insert into pyjobs_internal.claim_mark (job_id, run, stage, pos, summed_to, still_open,
             succeeded, failed, counters, total_to, total)
         values (move_mark.job_id, move_mark.run, move_mark.stage, first, summed_to, still_open,

@@ -9,7 +9,8 @@
 -- Raises      PJ003 it is not final, PJ004 no such job, PJ005 null, PJ006 no items failed
 --             (failed_only), or another live job has its dedupe_key, or transactions in flight are
 --             in the way, PJ007 isolation level
--- Locks       the intake lock of an unsealed job, the job's row; it waits at most 1 second
+-- Locks       the intake lock of an unsealed job, the job's row; it waits at most 1 second; as
+--             move_mark
 -- Called by   operators
 create or replace function pyjobs.retry_job(job_id bigint, failed_only boolean default false)
 returns pyjobs.job_status

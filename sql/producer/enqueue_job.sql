@@ -139,7 +139,12 @@ begin
     batches := pyjobs_internal.insert_batches(made, 1, 1::smallint, enqueue_job.items,
         enqueue_job.batch_size);
     if batches >= 512 then
-        perform pyjobs_internal.move_mark(made, 1, 1::smallint, false);
+        -- Its total, so that progress need not count what waits (move_mark). Nobody else has seen
+        -- the job: what comes to it later has a higher id than all that was drawn here.
+        insert into pyjobs_internal.claim_mark (job_id, run, stage, pos, summed_to, still_open,
+            succeeded, failed, counters, total_to, total)
+        values (made, 1, 1, 0, 0, '{}', 0, 0, '{}', currval('pyjobs_internal.batch_id') + 1,
+            jsonb_array_length(enqueue_job.items));
     end if;
     if not enqueue_job.hold then
         if batches > 0 then

@@ -354,30 +354,33 @@ begin
 
     -- What a stage's newest mark says that it had come to, against the batches that it speaks of.
     return query
+    with newest as materialized (
+        select distinct on (c.job_id, c.run, c.stage) c.*
+        from pyjobs_internal.claim_mark c
+        where (audit_job.job_id is null or c.job_id = audit_job.job_id) and c.summed_to is not null
+        order by c.job_id, c.run, c.stage, c.pos desc, c.total_to desc)
     select m.job_id, s.key,
         format('%s at the mark%s', w.what,
             case when m.run <> j.run then format(' in run %s', m.run) else '' end),
         w.recorded, w.recomputed
-    from (
-        select distinct on (c.job_id, c.run, c.stage) c.*
-        from pyjobs_internal.claim_mark c
-        where (audit_job.job_id is null or c.job_id = audit_job.job_id) and c.summed_to is not null
-        order by c.job_id, c.run, c.stage, c.pos desc, c.total_to desc) m
+    from newest m
     join pyjobs_internal.job j on j.id = m.job_id
     join pyjobs_internal.stage s on s.job_id = m.job_id and s.run = m.run and s.no = m.stage
     cross join lateral (
         select coalesce(sum(n.items) filter (where b.id < m.total_to), 0) as total,
             coalesce(sum(n.items - n.failures) filter (where n.summed), 0) as succeeded,
             coalesce(sum(n.failures) filter (where n.summed), 0) as failed,
-            count(*) filter (where b.state in ('pending', 'leased') and b.pos < m.summed_to
-                and b.id <> all (m.still_open)) as missed,
+            count(*) filter (where b.state in ('pending', 'leased') and n.below) as missed,
             array_agg(b.counters) filter (where n.summed and b.state = 'recorded'
                 and jsonb_typeof(b.counters) = 'object') as counters
         from pyjobs_internal.batch b
         cross join lateral (
             select
                 case jsonb_typeof(b.items) when 'array' then jsonb_array_length(b.items) else 1 end
-                    as items) i
+                    as items,
+                -- An id is listed at the mark of its own stage, if at all. Hashed, in one list.
+                b.pos < m.summed_to and b.id not in (
+                    select o.id from newest l cross join unnest(l.still_open) o (id)) as below) i
         cross join lateral (
             select i.items,
                 case b.state
@@ -385,8 +388,7 @@ begin
                     when 'recorded' then case jsonb_typeof(b.failed)
                         when 'array' then jsonb_array_length(b.failed) else 0 end
                     else 0 end as failures,
-                b.state in ('recorded', 'failed') and b.pos < m.summed_to
-                    and b.id <> all (m.still_open) as summed) n
+                i.below, b.state in ('recorded', 'failed') and i.below as summed) n
         where b.job_id = m.job_id and b.run = m.run and b.stage = m.stage) l
     cross join lateral (
         select coalesce(jsonb_object_agg(k.key, k.value), '{}') as counters

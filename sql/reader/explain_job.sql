@@ -16,6 +16,7 @@ create or replace function pyjobs.explain_job(job_id bigint)
 returns setof pyjobs.explanation
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     at_now constant timestamptz := pyjobs_internal.clock();
@@ -35,9 +36,11 @@ begin
     if not found then
         perform pyjobs_internal.raise_no_job(explain_job.job_id);
     end if;
+    -- Not "b.job_id =", see counts_so_far.
     select count(*) into leases
     from pyjobs_internal.batch b
-    where b.job_id = j.id and b.run = j.run and b.state = 'leased';
+    where (b.job_id, b.run) >= (j.id, j.run) and (b.job_id, b.run) <= (j.id, j.run)
+        and b.state = 'leased';
 
     -- Ended or set aside: the last transition says by whom, when and why.
     if j.final or j.status = 'UNKNOWN' then
@@ -118,7 +121,8 @@ begin
             select b.worker, b.lease_expires_at <= at_now as overdue, count(*) as batches,
                 min(b.lease_expires_at) as first_end, max(b.lease_expires_at) as last_end
             from pyjobs_internal.batch b
-            where b.job_id = j.id and b.run = j.run and b.state = 'leased'
+            where (b.job_id, b.run) >= (j.id, j.run) and (b.job_id, b.run) <= (j.id, j.run)
+                and b.state = 'leased'
             group by b.worker, b.lease_expires_at <= at_now) w
         order by place
         limit workers_shown + 1

@@ -23,6 +23,7 @@ create or replace function pyjobs.job_progress(job_id bigint)
 returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     document jsonb;

@@ -5,7 +5,7 @@
 -- Returns     true
 -- Raises      nothing
 -- Locks       nothing
--- Called by   claim_from_job, in test databases
+-- Called by   who calls mark_due, in test databases
 create or replace function pyjobs_internal.mark_due(first bigint, batches int)
 returns boolean
 language sql immutable parallel safe

@@ -51,8 +51,7 @@ class Cost:
 
 def calls(size: int) -> dict[str, str]:
     """The calls, by name."""
-    # One more number is drawn for each of the large jobs, by its mark.
-    first_small = 2 * size + 4
+    first_small = 2 * size + 2
     numbers = "(select jsonb_agg(i) from generate_series(1, {}) i)".format
 
     def leases(first: int) -> str:

@@ -298,6 +298,26 @@ def _marks(state: State, job: Row) -> Iterator[str]:
         waits = batch["state"] == "pending" and batch["due_at"] == "-infinity"
         if waits and batch["pos"] < marks[batch["stage"]]:
             yield f"batch {batch['id']} waits below the mark {marks[batch['stage']]}"
+    yield from _sums(state, job)
+
+
+def _sums(state: State, job: Row) -> Iterator[str]:
+    """What each mark says that its stage had come to, against the batches of which that is true."""
+    for mark in of_run(state, "mark", job):
+        if mark["summed_to"] is None:
+            yield f"a mark has no sums: {mark}"
+            continue
+        own = [b for b in of_run(state, "batch", job) if b["stage"] == mark["stage"]]
+        below = [b for b in own if b["pos"] < mark["summed_to"]]
+        below = [b for b in below if b["id"] not in mark["still_open"]]
+        if any(b["closed_at"] is None for b in below):
+            yield f"an open batch below a mark is not listed: {mark}"
+        if sum(b["item_count"] - b["failed_count"] for b in below) != mark["succeeded"]:
+            yield f"not what has succeeded below the mark: {mark}"
+        if sum(b["failed_count"] for b in below) != mark["failed"]:
+            yield f"not what has failed below the mark: {mark}"
+        if sum(b["item_count"] for b in own if b["id"] < mark["total_to"]) != mark["total"]:
+            yield f"not the total of what had come: {mark}"
 
 
 _TIMES = {
