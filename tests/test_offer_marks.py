@@ -160,8 +160,17 @@ def test_an_offer_whose_transaction_has_no_id_yet_is_not_put_below_the_mark(
     serve_one(a)
     gate = new_session()
     gate.do("select pg_advisory_lock(42)")
+    # To draw a number needs an id where it is logged, for the next 32 or after a checkpoint.
+    wait_until(
+        lambda: (
+            a.value("select nextval('pyjobs_internal.job_id')") > 0
+            and a.value("select log_cnt > 1 from pyjobs_internal.job_id")
+        ),
+        "the next one is logged already",
+    )
     late = b.start(b.value, f"select pyjobs.{call}")
     b.waits_for(gate)
+    assert gate.value("select backend_xid is null from pg_stat_activity where pid = %s", b.pid)
     move(a)
     gate.do("select pg_advisory_unlock(42)")
     assert late.result(20)
