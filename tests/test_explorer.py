@@ -26,6 +26,7 @@ from tests.explorer.instrument import FOLDERS, instrument, strip, unbound
 from tests.explorer.report import from_line, to_line
 from tests.explorer.rules import fingerprint
 from tests.explorer.run import Plan
+from tests.explorer.scenes import named
 from tests.explorer.sessions import SETTINGS, Database
 
 if TYPE_CHECKING:
@@ -65,6 +66,18 @@ def test_without_its_yields_the_copy_is_what_ships():
     assert copy.texts.keys() == SHIPPED.keys()
     for name, text in copy.texts.items():
         assert strip(text) == SHIPPED[name], name
+
+
+def test_what_a_scene_names_is_there(explorer):
+    """They name jobs and batches by number. In a scene that misses them nothing meets."""
+    missed = {
+        scenario.name
+        for scenario in named()
+        for call in explorer.play(scenario, [])[0].calls
+        if call.answer is not None and call.answer.sqlstate == "PJ004"
+    }
+    # Its job is purged.
+    assert missed == {"set-purge-and-again"}
 
 
 def test_every_statement_has_a_yield():

@@ -8,7 +8,7 @@
 --   taken its batch out of our sight. Not got: another time. We give it back at once, since our
 --   transaction may be long. Where we are rolled back, the call that called us is as well.
 --   The sums hold for the same reason: see closed_between. And whatever has an id below one that is
---   drawn under the lock is there to be counted for the total.
+--   drawn by now is there to be counted for the total.
 --
 --   job_id, run, stage   the stage
 --   claimed   true: the caller has just claimed of it. false: he has added to it, and only the
@@ -71,11 +71,14 @@ begin
                     and b.state = 'pending' and b.due_at = '-infinity' and b.pos >= mark
                 order by b.job_id, b.run, b.stage, b.due_at, b.pos
                 limit 1;
+                -- Above all that ever came. Drawn, not read: another session that draws at this
+                -- moment lets a reader see its sequence up to 32 values in the future, and what is
+                -- drawn next would stay below the mark for ever.
+                next := nextval('pyjobs_internal.batch_id');
+            else
+                -- Whoever drew before the caller has ended.
+                next := currval('pyjobs_internal.batch_id') + 1;
             end if;
-            -- Above all that ever came. Drawn, not read: another session that draws at this moment
-            -- lets a reader see its sequence up to 32 values in the future, and what is drawn next
-            -- would stay below the mark for ever.
-            next := nextval('pyjobs_internal.batch_id');
         end if;
         raise exception using errcode = 'PJ0RB';
     exception when sqlstate 'PJ0RB' then

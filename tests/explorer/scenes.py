@@ -486,7 +486,7 @@ def _named() -> Iterator[Scenario]:
             f"{name}-both-stages",
             (*staged(2, 1), EMITTED, "select * from pyjobs.claim_next_batch(1, 'w', 9)"),
             *(
-                [tx(record(2)), tx(record(3)), tx(record(4))]
+                [tx(record(2)), tx(record(4)), tx(record(5))]
                 if name == "flow"
                 else [tx(record(2, emit=1)), CLAIM_AND_RECORD]
             ),
