@@ -21,7 +21,7 @@ from pytest_postgresql import factories
 
 from tests.support import Background, Cluster, Database, direct, wait_for_lock
 from tests.support.cluster import provide
-from tests.support.sessions import Session
+from tests.support.sessions import Session, Stops
 from tests.support.twins import AsyncTwin, SyncTwin
 from tests.support.waiting import POOLED, pid_of
 
@@ -164,6 +164,12 @@ def new_session(
 ) -> Callable[[], Session]:
     """Sessions that take their steps in a chosen order (tests/support/sessions.py)."""
     return lambda: Session(connect(), background, admin)
+
+
+@pytest.fixture
+def stops(db: Connection, connect: Connect) -> Stops:
+    """Stops functions of pyjobs for sessions that ask for it; its own is no pooler's."""
+    return Stops(db, connect(direct=True))
 
 
 @pytest.fixture(params=[SyncTwin, AsyncTwin], ids=["sync", "async"])

@@ -36,7 +36,7 @@ import psycopg
 import pytest
 
 from tests.support.rules import assert_rules
-from tests.support.sessions import SOON, Session, Stops, make_operators_patient
+from tests.support.sessions import SOON, Session, make_operators_patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,11 +66,6 @@ def calls(new_session) -> Iterator[Session]:
 @pytest.fixture
 def patient(calls) -> None:
     make_operators_patient(calls.conn)
-
-
-@pytest.fixture
-def stops(calls, connect) -> Stops:
-    return Stops(calls.conn, connect(direct=True))
 
 
 def take(session: Session, jobs: int, *queues: str) -> list[Row]:

@@ -58,7 +58,7 @@ import psycopg
 import pytest
 
 from tests.support.rules import assert_rules
-from tests.support.sessions import SOON, Session, Stops, make_operators_patient
+from tests.support.sessions import SOON, Session, make_operators_patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,11 +93,6 @@ def calls(db, background, admin) -> Iterator[Session]:
 def patient(db) -> None:
     """Operators' calls wait as long as it takes."""
     make_operators_patient(db)
-
-
-@pytest.fixture
-def stops(db, connect) -> Stops:
-    return Stops(db, connect(direct=True))
 
 
 def refused(sqlstate: str) -> Any:

@@ -5,13 +5,11 @@ Each guard was taken out once, and a test seen to fail for it; see the end of th
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.rules import assert_rules
-from tests.support.sessions import Stops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,11 +36,6 @@ def b(new_session) -> Session:
     return new_session()
 
 
-@pytest.fixture
-def stops(db, connect) -> Stops:
-    return Stops(db, connect())
-
-
 def mark(session: Session, job: int, stage: int = 1) -> dict[str, Any]:
     """The newest mark of a stage."""
     return session.row(NEWEST, job, stage)
@@ -56,10 +49,6 @@ def stage(session: Session, job: int, no: int = 1) -> dict[str, Any]:
     )
     part: dict[str, Any] = session.progress(job)["stages"][no - 1]
     return part
-
-
-def add(session: Session, job: int, many: int, stage: str | None = None) -> None:
-    session.do("select pyjobs.add_items(%s, %s, %s)", job, json.dumps(list(range(many))), stage)
 
 
 def test_a_mark_says_what_has_been_closed_and_what_is_still_out(a):
@@ -140,7 +129,7 @@ def test_a_batch_that_comes_back_is_counted_once(a, way, marked):
 @pytest.mark.parametrize("what", ["claim", "record", "release", "add", "emit"])
 def test_what_is_on_its_way_when_a_mark_is_made_is_counted_once(a, b, new_session, what, end):
     job = a.enqueue(items=8, seal=False, stages=["one", "two"])
-    add(a, job, 8, "two")
+    a.add(job, list(range(8)), "two")
     twos = a.claim(job, 2)
     a.do("select pyjobs.add_items(%s, '[[]]', 'two')", job)
     ones = b.rows(
@@ -157,12 +146,12 @@ def test_what_is_on_its_way_when_a_mark_is_made_is_counted_once(a, b, new_sessio
     elif what == "release":
         b.release(twos[0])
     elif what == "add":
-        add(b, job, 3, "two")
+        b.add(job, list(range(3)), "two")
     else:
         b.record(emitter, next_items=[1, 2])
     c = new_session()
     c.record(c.claim(job)[0], counters={"stars": 5})
-    add(c, job, 2, "two")
+    c.add(job, list(range(2)), "two")
     c.record(c.claim(job)[0])
     before = stage(c, job, 2)
     b.do(end)
@@ -198,7 +187,7 @@ def test_what_comes_while_a_mark_is_made_is_counted_once(a, b, stops, what):
     claim = a.start(a.claim, job)
     a.waits_for(stops.holder)
     if what == "added":
-        add(b, job, 3)
+        b.add(job, list(range(3)))
     else:
         b.record(first, counters={"stars": 2})
     stops.go("closed_between", a)
@@ -241,7 +230,7 @@ def test_an_older_snapshot_has_its_own_mark_and_ledger(a, b):
     a.record(*a.claim(job))
     b.do("begin isolation level repeatable read")
     before = stage(b, job)
-    add(a, job, 2)
+    a.add(job, list(range(2)))
     for _ in range(3):
         a.record(*a.claim(job))
     assert stage(b, job) == before
@@ -257,7 +246,7 @@ def test_progress_reads_few_batches_of_many(a, b, how):
     if how == "added":
         job = a.enqueue(items=0, seal=False)
         for _ in range(20):
-            add(a, job, many // 20)
+            a.add(job, list(range(many // 20)))
     else:
         job = a.enqueue(items=many)
         if how == "retried":
